@@ -1,0 +1,113 @@
+"""Save and load networks together with their wiring, in timm's own hub format.
+
+A saved network is a folder with ``model.safetensors`` and ``config.json``. The config names the
+architecture and holds every stage's wiring as an explicit edge list, so that a pruned or random
+network is rebuilt as it was. timm alone reads it: ``timm.create_model('local-dir:FOLDER',
+pretrained=True)``.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import timm
+from safetensors import SafetensorError
+from timm.models import save_for_hf
+from torch import nn
+
+__all__ = ['load', 'save', 'saved_config']
+
+#: Rises when a saved network stops being readable by older versions of this package.
+FORMAT = 1
+
+
+def save(model: nn.Module, folder: str | Path) -> Path:
+    """Write ``model`` with its wiring; an existing saved network there is replaced as a whole.
+
+    Args:
+        model: A network made by ``timm.create_model`` (or pruned from one).
+        folder: Where to; parents are made.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileExistsError: ``folder`` holds something that is not a saved network.
+        TypeError: ``model`` does not come from ``timm.create_model``.
+    """
+    folder = Path(folder)
+    if not getattr(model, 'pretrained_cfg', {}).get('architecture'):
+        raise TypeError(f'save needs a model from timm.create_model, got {type(model).__name__}')
+    if folder.exists() and any(folder.iterdir()) and not (folder / 'config.json').is_file():
+        raise FileExistsError(f'{folder} exists and holds no saved network; choose another folder')
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f'.{folder.name}-', dir=folder.parent))
+    try:
+        save_for_hf(
+            model,
+            scratch,
+            model_config={'timm_topo_format': FORMAT},
+            model_args=model.topology(),
+            safe_serialization=True,
+        )
+        scratch.chmod(0o755)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(scratch, folder)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    return folder
+
+
+def saved_config(folder: str | Path) -> dict:
+    """The config of a saved network.
+
+    Raises:
+        FileNotFoundError: ``folder`` or one of its two files is missing.
+        ValueError: The config is no JSON, names no architecture, or is of a newer format.
+    """
+    folder = Path(folder)
+    for name in ('config.json', 'model.safetensors'):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f'{folder} is no saved network: {name} is missing')
+    try:
+        config = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
+    except ValueError as error:
+        raise ValueError(f'{folder / "config.json"} is not JSON: {error}') from None
+    if not isinstance(config, dict) or 'architecture' not in config:
+        raise ValueError(f'{folder / "config.json"} names no architecture')
+    if config.get('timm_topo_format', FORMAT) > FORMAT:
+        raise ValueError(
+            f'{folder} has format {config["timm_topo_format"]}, this version reads up to {FORMAT}: '
+            'upgrade timm_topo'
+        )
+    return config
+
+
+def load(folder: str | Path, **kwargs) -> nn.Module:
+    """Rebuild a saved network, wiring and weights.
+
+    Args:
+        folder: What :func:`save` wrote.
+        **kwargs: For ``timm.create_model``: ``num_classes``, ``in_chans``, ``features_only``...
+            ``pretrained=False`` gives the same network with fresh weights.
+
+    Raises:
+        FileNotFoundError: ``folder`` or one of its two files is missing.
+        ValueError: The config cannot be read, or the weights are truncated or of another network.
+    """
+    config = saved_config(folder)
+    if not timm.is_model(config['architecture']):
+        raise ValueError(f'{folder} holds a {config["architecture"]!r}, which timm does not know')
+    kwargs.setdefault('pretrained', True)
+    try:
+        return timm.create_model(f'local-dir:{folder}', **kwargs)
+    except SafetensorError as error:
+        raise ValueError(f'{folder}/model.safetensors is truncated or damaged: {error}') from None
+    except RuntimeError as error:
+        if 'state_dict' not in str(error):
+            raise
+        raise ValueError(f'{folder}: the weights do not fit the network: {error}') from None

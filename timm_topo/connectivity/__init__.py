@@ -1,0 +1,25 @@
+"""How strongly each edge carries. All files of this folder are imported: a rule is one new file."""
+
+import importlib
+import pkgutil
+
+from .base import (
+    Connectivity,
+    StaticConnectivity,
+    build_connectivity,
+    list_connectivity,
+    register_connectivity,
+    undecayed_parameters,
+)
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f'{__name__}.{_module.name}')
+
+__all__ = [
+    'Connectivity',
+    'StaticConnectivity',
+    'build_connectivity',
+    'list_connectivity',
+    'register_connectivity',
+    'undecayed_parameters',
+]

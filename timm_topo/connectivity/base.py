@@ -1,0 +1,173 @@
+"""The contract of a connectivity rule: which weights do the in-edges of a node carry?"""
+
+import copy
+import inspect
+from collections.abc import Callable, Sequence
+from typing import List, Optional
+
+import torch
+from torch import Tensor, nn
+
+from ..wiring import Wiring
+
+_RULES: dict[str, type['Connectivity']] = {}
+
+
+class Connectivity(nn.Module):
+    """Contract: ``forward(node)`` returns the weights of the in-edges of ``node``.
+
+    A rule subclasses this (or :class:`StaticConnectivity`), is built from a wiring and keyword
+    options, and implements ``forward``, ``edge_weights`` and ``reset_parameters``. Whatever it
+    stores per edge has the edge in dimension 0, in the order of ``wiring.edges``; pruning then
+    works without further code.
+
+    Attributes:
+        needs_context: Whether ``forward`` receives the pooled features of the sources.
+        weight_decay: Whether optimizers may decay the rule's parameters.
+    """
+
+    spans: List[List[int]]
+    needs_context: bool = False
+    weight_decay: bool = False
+
+    def __init__(self, wiring: Wiring):
+        super().__init__()
+        self.num_edges = wiring.num_edges
+        self.spans = [list(span) for span in wiring.in_edges]  # lists, for TorchScript
+
+    def forward(self, node: int, context: Optional[Tensor] = None) -> Tensor:
+        """Weights of the in-edges of ``node``, in the order of ``wiring.preds(node)``.
+
+        Args:
+            node: Node id. The stage asks once per node and forward pass, in ascending order.
+            context: Pooled features of the sources, ``(B, in_degree, C)``; None unless the rule
+                sets ``needs_context``.
+
+        Returns:
+            ``(in_degree,)``, or ``(B, in_degree)`` for weights that depend on the image.
+        """
+        raise NotImplementedError
+
+    def edge_weights(self) -> Tensor:
+        """All weights ``(E,)`` as evaluation uses them, for sparsity, pruning and plots.
+
+        Raises:
+            RuntimeError: The weights depend on the image (a router has no single answer).
+        """
+        raise NotImplementedError
+
+    def reset_parameters(self) -> None:
+        """Set every parameter and buffer to its initial value."""
+        raise NotImplementedError
+
+    def select(self, wiring: Wiring, edges: Sequence[int]) -> 'Connectivity':
+        """The same rule on a smaller wiring, with the values of the edges that stay.
+
+        Args:
+            wiring: The smaller wiring.
+            edges: For each of its edges, the index of that edge here.
+        """
+        if len(edges) != wiring.num_edges:
+            raise ValueError(f'{len(edges)} edge indices for {wiring}')
+        smaller = copy.deepcopy(self)
+        smaller.num_edges = wiring.num_edges
+        smaller.spans = [list(span) for span in wiring.in_edges]
+        for name, value in [*self.named_parameters(), *self.named_buffers()]:
+            if value.ndim == 0 or value.shape[0] != self.num_edges:
+                continue
+            owner, _, leaf = name.rpartition('.')
+            picked = value.detach()[torch.as_tensor(edges, dtype=torch.long)].clone()
+            if isinstance(value, nn.Parameter):
+                picked = nn.Parameter(picked, requires_grad=value.requires_grad)
+            setattr(smaller.get_submodule(owner), leaf, picked)
+        return smaller
+
+    def extra_repr(self) -> str:
+        return f'num_edges={self.num_edges}'
+
+
+class StaticConnectivity(Connectivity):
+    """Partial contract: weight = squash(alpha), the same for every image. Implement ``squash``.
+
+    A subclass creates ``alpha`` ``(E,)``, a parameter or a buffer.
+    """
+
+    alpha: Tensor
+
+    def squash(self, alpha: Tensor) -> Tensor:
+        """Elementwise map from what is stored to what multiplies the features."""
+        raise NotImplementedError
+
+    def forward(self, node: int, context: Optional[Tensor] = None) -> Tensor:
+        span = self.spans[node]
+        return self.squash(self.alpha[span[0] : span[1]])
+
+    def edge_weights(self) -> Tensor:
+        return self.squash(self.alpha)
+
+
+def register_connectivity(name: str) -> Callable[[type[Connectivity]], type[Connectivity]]:
+    """Class decorator: make a rule known by ``name``.
+
+    Raises:
+        ValueError: The name is taken by another class.
+    """
+
+    def register(rule: type[Connectivity]) -> type[Connectivity]:
+        if _RULES.setdefault(name, rule) is not rule:
+            raise ValueError(f'connectivity {name!r} is already registered by {_RULES[name]}')
+        return rule
+
+    return register
+
+
+def list_connectivity() -> list[str]:
+    """Names of the registered rules, sorted."""
+    return sorted(_RULES)
+
+
+def build_connectivity(
+    spec: str | dict | type[Connectivity],
+    wiring: Wiring,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Connectivity:
+    """A rule on a wiring.
+
+    Args:
+        spec: A registered name; a dict with ``name`` and the rule's options; or a class.
+        wiring: The wiring whose edges get weights.
+        device: Where parameters live.
+        dtype: Their type.
+
+    Raises:
+        TypeError: ``spec`` is of another type, or an option is unknown to the rule.
+        ValueError: Unknown name.
+    """
+    options = {}
+    if isinstance(spec, dict):
+        options = dict(spec)
+        spec = options.pop('name', None)
+    if isinstance(spec, str):
+        if spec not in _RULES:
+            raise ValueError(
+                f'unknown connectivity {spec!r}; known: {", ".join(list_connectivity())}'
+            )
+        spec = _RULES[spec]
+    if not (isinstance(spec, type) and issubclass(spec, Connectivity)):
+        raise TypeError(f'a connectivity is a name, a dict with a name or a class, got {spec!r}')
+    try:
+        inspect.signature(spec).bind(wiring, **options)
+    except TypeError as error:
+        raise TypeError(f'{spec.__name__}{inspect.signature(spec)}: {error}') from None
+    return spec(wiring, **options).to(device=device, dtype=dtype)
+
+
+def undecayed_parameters(model: nn.Module) -> set[str]:
+    """Names of the parameters of ``model`` that no optimizer may decay: its edge weights."""
+    return {
+        f'{prefix}.{name}' if prefix else name
+        for prefix, module in model.named_modules()
+        if isinstance(module, Connectivity) and not module.weight_decay
+        for name, _ in module.named_parameters()
+    }

@@ -1,0 +1,498 @@
+"""TopoNet (Yuan et al., ECCV 2020, arXiv:2008.08261): stages that are weighted complete graphs."""
+
+import re
+from collections.abc import Sequence
+from typing import Callable, List, Optional, Tuple, Union
+
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import ClassifierHead, ConvNormAct
+from timm.models import build_model_with_cfg, generate_default_cfgs, named_apply, register_model
+from torch import Tensor, nn
+
+from ..connectivity import Connectivity, build_connectivity, undecayed_parameters
+from ..generators import is_explicit, make_wiring
+from ..nodes import SepConvEntry, SepConvNode
+from ..sparsity import check_sparsity, sparsity_loss
+from ..stages import GraphStage
+from ..wiring import Wiring
+
+__all__ = ['TopoNet']
+
+WiringSpec = Union[str, dict, Wiring]
+
+
+class TopoNet(nn.Module):
+    """Stem, graph stages, ReLU, pooling, linear classifier (TopoNet, Table 3).
+
+    Args:
+        num_nodes: Nodes per stage, input and output included: the paper's N. None where
+            ``wiring`` holds explicit graphs for all stages.
+        widths: Channels per stage.
+        strides: Stride per stage.
+        stem_width: Channels of the stem convolution.
+        stem_kernel: Its kernel size.
+        stem_stride: Its stride.
+        wiring: What :func:`timm_topo.generators.make_wiring` takes, for all stages or one each.
+        connectivity: What :func:`timm_topo.connectivity.build_connectivity` takes, likewise.
+        sparsity: ``'none'``, ``'uniform'`` or ``'adaptive'``: the L1 that training adds.
+        sparsity_weight: lambda of Eq. 6. The paper: 1e-4, robust from 1e-5 to 1e-4.
+        in_chans: Channels of the image.
+        num_classes: Classes; 0 for pooled features.
+        global_pool: Pooling, as in ``timm.layers.ClassifierHead``.
+        output_stride: 8, 16 or 32; smaller than the network's own stride: stages dilate instead.
+        drop_rate: Dropout before the classifier.
+        norm_layer: Normalisation.
+        device: Where parameters live.
+        dtype: Their type.
+
+    Raises:
+        TypeError: An unknown option, or a description of the wrong type.
+        ValueError: Numbers of stages that disagree, or an unknown wiring, connectivity, sparsity
+            or output stride.
+    """
+
+    def __init__(
+        self,
+        num_nodes: Optional[Sequence[int]] = (14, 20, 26, 14),
+        widths: Sequence[int] = (128, 256, 512, 1024),
+        strides: Sequence[int] = (2, 2, 2, 2),
+        stem_width: int = 64,
+        stem_kernel: int = 7,
+        stem_stride: int = 2,
+        wiring: Union[WiringSpec, Sequence[WiringSpec]] = 'complete',
+        connectivity: Union[str, dict, type, Sequence] = 'alpha',
+        sparsity: str = 'none',
+        sparsity_weight: float = 1e-4,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = 'avg',
+        output_stride: int = 32,
+        drop_rate: float = 0.0,
+        norm_layer: Callable[..., nn.Module] = nn.BatchNorm2d,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        if output_stride not in (8, 16, 32):
+            raise ValueError(f'output_stride must be 8, 16 or 32, got {output_stride}')
+        if not sparsity_weight >= 0:
+            raise ValueError(f'sparsity_weight must be >= 0, got {sparsity_weight}')
+        dd = {'device': device, 'dtype': dtype}
+        depth = len(widths)
+        strides = _per_stage('strides', strides, depth)
+        wirings = [
+            make_wiring(spec, nodes, stage)
+            for stage, (spec, nodes) in enumerate(
+                zip(
+                    _per_stage('wiring', wiring, depth),
+                    _per_stage('num_nodes', num_nodes, depth),
+                )
+            )
+        ]
+        self.in_chans = in_chans
+        self.num_classes = num_classes
+        self.drop_rate = drop_rate
+        self.sparsity = check_sparsity(sparsity)
+        self.sparsity_weight = sparsity_weight
+
+        self.stem = ConvNormAct(
+            in_chans,
+            stem_width,
+            stem_kernel,
+            stride=stem_stride,
+            norm_layer=norm_layer,
+            apply_act=False,
+            **dd,
+        )
+        self.feature_info = [dict(num_chs=stem_width, reduction=stem_stride, module='stem')]
+        stages, in_chs, reduction, dilation = [], stem_width, stem_stride, 1
+        for stage, rule in enumerate(_per_stage('connectivity', connectivity, depth)):
+            stride = strides[stage]
+            if reduction * stride > output_stride:
+                stride, dilation = 1, dilation * stride
+            reduction *= stride
+            out_chs = widths[stage]
+            stages.append(
+                GraphStage(
+                    wirings[stage],
+                    build_connectivity(rule, wirings[stage], **dd),
+                    SepConvEntry(in_chs, out_chs, stride, dilation, norm_layer=norm_layer, **dd),
+                    [
+                        SepConvNode(
+                            out_chs, out_chs, dilation=dilation, norm_layer=norm_layer, **dd
+                        )
+                        for _ in range(wirings[stage].num_nodes - 2)
+                    ],
+                )
+            )
+            in_chs = out_chs
+            self.feature_info.append(
+                dict(num_chs=out_chs, reduction=reduction, module=f'stages.{stage}')
+            )
+        self.stages = nn.Sequential(*stages)
+        self.act = nn.ReLU()
+        self.num_features = in_chs
+        self.head = ClassifierHead(
+            in_chs, num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd
+        )
+        self.head_hidden_size = in_chs * self.head.global_pool.feat_mult()
+        self.init_weights()
+
+    @torch.jit.ignore
+    def init_weights(self) -> None:
+        """He for convolutions, N(0, 0.01) for the classifier, rules by themselves."""
+        named_apply(_init_weights, self)
+
+    @torch.jit.ignore
+    def topology(self) -> dict:
+        """Constructor options that rebuild this wiring, explicit and JSON-ready."""
+        wirings = [stage.wiring for stage in self.stages]
+        return {
+            'num_nodes': [wiring.num_nodes for wiring in wirings],
+            'wiring': [wiring.to_dict() for wiring in wirings],
+        }
+
+    @torch.jit.ignore
+    def sparsity_loss(self) -> Tensor:
+        """sum_e w_e |a_e| for the model's ``sparsity``, a scalar; not yet times lambda (Eq. 6)."""
+        return sparsity_loss(self)
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set:
+        """Names of the edge weights, which no optimizer may decay."""
+        return undecayed_parameters(self)
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict:
+        """Parameter groups for layer-wise learning rates: stem, then stages or nodes."""
+        return dict(
+            stem=r'^stem',
+            blocks=r'^stages\.(\d+)'
+            if coarse
+            else [
+                (r'^stages\.(\d+)\.entry', (0,)),
+                (r'^stages\.(\d+)\.connectivity', (0,)),
+                (r'^stages\.(\d+)\.nodes\.(\d+)', None),
+            ],
+        )
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute stages in the backward pass instead of storing what is inside."""
+        for stage in self.stages:
+            stage.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        """The linear classifier."""
+        return self.head.fc
+
+    @torch.jit.ignore
+    def reset_classifier(self, num_classes: int, global_pool: Optional[str] = None) -> None:
+        """New classifier (none for 0 classes); ``global_pool`` None keeps the pooling."""
+        parameter = next(self.parameters())
+        pool = self.head.global_pool.pool_type if global_pool is None else global_pool
+        self.num_classes = num_classes
+        self.head = ClassifierHead(
+            self.num_features,
+            num_classes,
+            pool_type=pool,
+            drop_rate=self.drop_rate,
+            device=parameter.device,
+            dtype=parameter.dtype,
+        ).train(self.training)
+        self.head_hidden_size = self.num_features * self.head.global_pool.feat_mult()
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Image ``(B, in_chans, H, W)`` -> ``(B, num_features, H / stride, W / stride)``."""
+        return self.act(self.stages(self.stem(x)))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Features -> logits ``(B, num_classes)``, or pooled features."""
+        return self.head(x, pre_logits=pre_logits)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: Optional[Union[int, List[int]]] = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = 'NCHW',
+        intermediates_only: bool = False,
+    ) -> Union[List[Tensor], Tuple[Tensor, List[Tensor]]]:
+        """Features and intermediates: index 0 is the stem, index k the output of stage k.
+
+        Args:
+            x: ``(B, in_chans, H, W)``.
+            indices: Which: all (None), the last n (int), or a list, negative from the end.
+            norm: Whether the last stage's intermediate passes the final ReLU.
+            stop_early: Whether to stop after the last intermediate that is asked for.
+            output_fmt: ``'NCHW'``.
+            intermediates_only: Whether to return the intermediates alone.
+
+        Raises:
+            ValueError: Another ``output_fmt``, or an index out of range.
+        """
+        if output_fmt != 'NCHW':
+            raise ValueError(f"output_fmt must be 'NCHW', got '{output_fmt}'")
+        last = len(self.stages)
+        taken = _take_indices(1 + last, indices)
+        if torch.jit.is_scripting() or not stop_early:  # slicing is not scriptable
+            stages = self.stages
+        else:
+            stages = self.stages[: max(taken)]
+        intermediates: List[Tensor] = []
+        x = self.stem(x)
+        if 0 in taken:
+            intermediates.append(x)
+        for i, stage in enumerate(stages):
+            x = stage(x)
+            if i + 1 in taken:
+                intermediates.append(self.act(x) if norm and i + 1 == last else x)
+        if intermediates_only:
+            return intermediates
+        return self.act(x), intermediates
+
+    @torch.jit.ignore
+    def prune_intermediate_layers(
+        self,
+        indices: Union[int, List[int]] = 1,
+        prune_norm: bool = False,
+        prune_head: bool = True,
+    ) -> List[int]:
+        """Drop the stages after the last index, and the final ReLU and head if asked.
+
+        Returns:
+            The indices taken, from the start.
+        """
+        taken = _take_indices(1 + len(self.stages), indices)
+        end = max(taken)
+        cut = end < len(self.stages)
+        self.stages = self.stages[:end]
+        if prune_norm or cut:
+            self.act = nn.Identity()
+        if cut:
+            self.num_features = self.feature_info[end]['num_chs']
+        if prune_head or cut:
+            self.reset_classifier(0, '')
+        return taken
+
+
+def _take_indices(count: int, indices: Optional[Union[int, List[int]]]) -> List[int]:
+    """Feature levels from the start, from what ``forward_intermediates`` takes; scriptable."""
+    if indices is None:
+        indices = count
+    taken: List[int] = []
+    if isinstance(indices, int):
+        if not 0 < indices <= count:
+            raise ValueError(f'the last n={indices} levels of {count} do not exist')
+        for level in range(count - indices, count):
+            taken.append(level)
+    else:
+        for level in indices:
+            if not -count <= level < count:
+                raise ValueError(f'level {level} is out of range for {count} levels')
+            taken.append(level % count)
+    return taken
+
+
+def _per_stage(name: str, value, depth: int) -> list:
+    """One value per stage, from one for all or a sequence of them."""
+    if not isinstance(value, (list, tuple)):
+        return [value] * depth
+    if len(value) != depth:
+        raise ValueError(f'{name} has {len(value)} entries for {depth} stages: {value}')
+    return list(value)
+
+
+def _init_weights(module: nn.Module, name: str = '') -> None:
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
+    elif isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=0.01)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, Connectivity) or hasattr(module, 'running_mean'):
+        module.reset_parameters()
+
+
+def _cfg(**kwargs) -> dict:
+    return {
+        'num_classes': 1000,
+        'input_size': (3, 224, 224),
+        'pool_size': (7, 7),
+        'crop_pct': 0.875,
+        'interpolation': 'bicubic',
+        'mean': IMAGENET_DEFAULT_MEAN,
+        'std': IMAGENET_DEFAULT_STD,
+        'first_conv': 'stem.conv',
+        'classifier': 'head.fc',
+        **kwargs,
+    }
+
+
+_SMALL = dict(input_size=(3, 32, 32), pool_size=(8, 8), num_classes=10, crop_pct=1.0)
+
+default_cfgs = generate_default_cfgs(
+    {
+        'toponet_adaptive.untrained': _cfg(),
+        'toponet_uniform.untrained': _cfg(),
+        'toponet_alpha.untrained': _cfg(),
+        'toponet_complete.untrained': _cfg(),
+        'toponet_residual2.untrained': _cfg(),
+        'toponet_residual3.untrained': _cfg(),
+        'toponet_residual4.untrained': _cfg(),
+        'toponet_random8.untrained': _cfg(),
+        'toponet_random6.untrained': _cfg(),
+        'toponet_random4.untrained': _cfg(),
+        'toponet_er.untrained': _cfg(),
+        'toponet_ba.untrained': _cfg(),
+        'toponet_ws.untrained': _cfg(),
+        'toponet_tiny_adaptive.untrained': _cfg(**_SMALL),
+        'toponet_tiny_residual2.untrained': _cfg(**_SMALL),
+        'test_toponet.untrained': _cfg(input_size=(3, 96, 96), pool_size=(3, 3), crop_pct=1.0),
+    }
+)
+
+
+def checkpoint_filter_fn(state_dict: dict, model: nn.Module) -> dict:
+    """Accept weights of a ``features_only`` network too, whose stages are called ``stages_0``..."""
+    return {re.sub(r'^stages_(\d+)\.', r'stages.\1.', key): v for key, v in state_dict.items()}
+
+
+def _create(variant: str, pretrained: bool, defaults: dict, overrides: dict) -> TopoNet:
+    kwargs = {**defaults, **overrides}
+    if 'num_nodes' not in overrides and is_explicit(overrides.get('wiring')):
+        kwargs['num_nodes'] = None  # the graphs say how many
+    levels = 1 + len(kwargs.get('widths', (128, 256, 512, 1024)))
+    out_indices = kwargs.pop('out_indices', tuple(range(levels)))
+    return build_model_with_cfg(
+        TopoNet,
+        variant,
+        pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        feature_cfg=dict(out_indices=out_indices, flatten_sequential=True),
+        **kwargs,
+    )
+
+
+#: Wiring fixed by rule, every edge weighs 1 (Table 4, upper part).
+_RULE = dict(connectivity='fixed')
+#: For 32 px images; not in the paper.
+_TINY = dict(
+    num_nodes=(8, 10, 8), widths=(32, 64, 128), strides=(1, 2, 2),
+    stem_width=16, stem_kernel=3, stem_stride=1, num_classes=10,
+)  # fmt: skip
+
+
+@register_model
+def toponet_adaptive(pretrained: bool = False, **kwargs) -> TopoNet:
+    """Complete graphs, learned alpha, L1 growing with log in-degree (Table 4: 78.60% top-1)."""
+    return _create('toponet_adaptive', pretrained, dict(sparsity='adaptive'), kwargs)
+
+
+@register_model
+def toponet_uniform(pretrained: bool = False, **kwargs) -> TopoNet:
+    """Complete graphs, learned alpha, the same L1 on every edge."""
+    return _create('toponet_uniform', pretrained, dict(sparsity='uniform'), kwargs)
+
+
+@register_model
+def toponet_alpha(pretrained: bool = False, **kwargs) -> TopoNet:
+    """Complete graphs, learned alpha, no sparsity."""
+    return _create('toponet_alpha', pretrained, {}, kwargs)
+
+
+@register_model
+def toponet_complete(pretrained: bool = False, **kwargs) -> TopoNet:
+    """Complete graphs, every edge weighs 1."""
+    return _create('toponet_complete', pretrained, _RULE, kwargs)
+
+
+@register_model
+def toponet_residual2(pretrained: bool = False, **kwargs) -> TopoNet:
+    """Residual wiring with interval 2."""
+    defaults = dict(_RULE, wiring=dict(name='residual', interval=2))
+    return _create('toponet_residual2', pretrained, defaults, kwargs)
+
+
+@register_model
+def toponet_residual3(pretrained: bool = False, **kwargs) -> TopoNet:
+    """Residual wiring with interval 3."""
+    defaults = dict(_RULE, wiring=dict(name='residual', interval=3))
+    return _create('toponet_residual3', pretrained, defaults, kwargs)
+
+
+@register_model
+def toponet_residual4(pretrained: bool = False, **kwargs) -> TopoNet:
+    """Residual wiring with interval 4."""
+    defaults = dict(_RULE, wiring=dict(name='residual', interval=4))
+    return _create('toponet_residual4', pretrained, defaults, kwargs)
+
+
+@register_model
+def toponet_random8(pretrained: bool = False, **kwargs) -> TopoNet:
+    """Each pair of nodes linked with probability 0.8."""
+    defaults = dict(_RULE, wiring=dict(name='random', p=0.8))
+    return _create('toponet_random8', pretrained, defaults, kwargs)
+
+
+@register_model
+def toponet_random6(pretrained: bool = False, **kwargs) -> TopoNet:
+    """Each pair of nodes linked with probability 0.6."""
+    defaults = dict(_RULE, wiring=dict(name='random', p=0.6))
+    return _create('toponet_random6', pretrained, defaults, kwargs)
+
+
+@register_model
+def toponet_random4(pretrained: bool = False, **kwargs) -> TopoNet:
+    """Each pair of nodes linked with probability 0.4."""
+    defaults = dict(_RULE, wiring=dict(name='random', p=0.4))
+    return _create('toponet_random4', pretrained, defaults, kwargs)
+
+
+@register_model
+def toponet_er(pretrained: bool = False, **kwargs) -> TopoNet:
+    """Erdos-Renyi graphs, p = 0.2."""
+    defaults = dict(_RULE, wiring=dict(name='erdos_renyi', p=0.2))
+    return _create('toponet_er', pretrained, defaults, kwargs)
+
+
+@register_model
+def toponet_ba(pretrained: bool = False, **kwargs) -> TopoNet:
+    """Barabasi-Albert graphs, m = 5."""
+    defaults = dict(_RULE, wiring=dict(name='barabasi_albert', m=5))
+    return _create('toponet_ba', pretrained, defaults, kwargs)
+
+
+@register_model
+def toponet_ws(pretrained: bool = False, **kwargs) -> TopoNet:
+    """Watts-Strogatz graphs, k = 4, p = 0.75."""
+    defaults = dict(_RULE, wiring=dict(name='watts_strogatz', k=4, p=0.75))
+    return _create('toponet_ws', pretrained, defaults, kwargs)
+
+
+@register_model
+def toponet_tiny_adaptive(pretrained: bool = False, **kwargs) -> TopoNet:
+    """For 32 px: stages of {8, 10, 8} nodes, learned alpha, adaptive sparsity."""
+    defaults = dict(_TINY, sparsity='adaptive')
+    return _create('toponet_tiny_adaptive', pretrained, defaults, kwargs)
+
+
+@register_model
+def toponet_tiny_residual2(pretrained: bool = False, **kwargs) -> TopoNet:
+    """The same nodes in residual wiring with interval 2."""
+    defaults = dict(_TINY, **_RULE, wiring=dict(name='residual', interval=2))
+    return _create('toponet_tiny_residual2', pretrained, defaults, kwargs)
+
+
+@register_model
+def test_toponet(pretrained: bool = False, **kwargs) -> TopoNet:
+    """Minimal adaptive TopoNet for tests."""
+    defaults = dict(
+        num_nodes=(4, 4, 5, 4), widths=(16, 24, 32, 48), stem_width=16, sparsity='adaptive'
+    )  # fmt: skip
+    return _create('test_toponet', pretrained, defaults, kwargs)

@@ -1,0 +1,70 @@
+"""L1 on edge weights, uniform or growing with log in-degree (TopoNet, Eqs. 6 to 8)."""
+
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+
+from .stages import GraphStage
+from .wiring import Wiring
+
+__all__ = ['SPARSITY', 'check_sparsity', 'edge_penalty', 'sparsity_loss']
+
+#: Kinds of sparsity: penalty of an edge, given the in-degree of its target.
+SPARSITY = {
+    'none': lambda in_degree: 0.0,
+    'uniform': lambda in_degree: 1.0,  # Eq. 7
+    'adaptive': lambda in_degree: math.log(in_degree),  # Eq. 8; a sole in-edge is free
+}
+
+
+def check_sparsity(kind: str) -> str:
+    """``kind``, if it is known.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if kind not in SPARSITY:
+        raise ValueError(f'unknown sparsity {kind!r}; known: {", ".join(SPARSITY)}')
+    return kind
+
+
+def edge_penalty(wiring: Wiring, kind: str) -> Tensor:
+    """Penalty per edge ``(E,)`` in the order of ``wiring.edges``.
+
+    >>> edge_penalty(Wiring(3, ((0, 1), (0, 2), (1, 2))), 'adaptive')
+    tensor([0.0000, 0.6931, 0.6931])
+    """
+    penalty = SPARSITY[check_sparsity(kind)]
+    return torch.tensor([penalty(wiring.in_degrees[target]) for _, target in wiring.edges])
+
+
+def sparsity_loss(model: nn.Module, kind: str | None = None) -> Tensor:
+    """sum_e w_e |a_e| over all graph stages of ``model``, a scalar; not yet times lambda.
+
+    Args:
+        model: Any module with graph stages.
+        kind: One of :data:`SPARSITY`; by default the model's own ``sparsity``.
+
+    Raises:
+        ValueError: Unknown kind, or ``model`` has no graph stage.
+    """
+    kind = model.sparsity if kind is None else check_sparsity(kind)
+    stages = [module for module in model.modules() if isinstance(module, GraphStage)]
+    if not stages:
+        raise ValueError(f'{type(model).__name__} has no graph stage to make sparse')
+    if kind == 'none':
+        return next(model.parameters()).new_zeros(())
+    return sum(_stage_loss(stage, kind) for stage in stages)
+
+
+def _stage_loss(stage: GraphStage, kind: str) -> Tensor:
+    weights = stage.connectivity.edge_weights()
+    penalty = _penalty_on(stage.wiring, kind, weights.device, weights.dtype)
+    return (penalty * weights.abs()).sum()
+
+
+@lru_cache(maxsize=256)  # asked for in every training step: no copy to the device each time
+def _penalty_on(wiring: Wiring, kind: str, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return edge_penalty(wiring, kind).to(device, dtype)
