@@ -6,29 +6,41 @@ network is rebuilt as it was. timm alone reads it: ``timm.create_model('local-di
 pretrained=True)``.
 """
 
+import copy
 import json
 import os
+import pickle
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import timm
+import torch
 from safetensors import SafetensorError
-from timm.models import save_for_hf
-from torch import nn
+from timm.models import load_state_dict, save_for_hf
+from torch import Tensor, nn
 
-__all__ = ['load', 'save', 'saved_config']
+__all__ = ['load', 'read_checkpoint', 'save', 'saved_config']
 
 #: Rises when a saved network stops being readable by older versions of this package.
 FORMAT = 1
 
 
-def save(model: nn.Module, folder: str | Path) -> Path:
+def save(
+    model: nn.Module,
+    folder: str | Path,
+    label_names: Sequence[str] | None = None,
+    data_config: dict | None = None,
+) -> Path:
     """Write ``model`` with its wiring; an existing saved network there is replaced as a whole.
 
     Args:
         model: A network made by ``timm.create_model`` (or pruned from one).
         folder: Where to; parents are made.
+        label_names: Names of the classes, in label order.
+        data_config: Preprocessing the weights expect, as from ``timm.data.resolve_data_config``;
+            by default the model's own.
 
     Returns:
         The folder.
@@ -46,11 +58,15 @@ def save(model: nn.Module, folder: str | Path) -> Path:
     scratch = Path(tempfile.mkdtemp(prefix=f'.{folder.name}-', dir=folder.parent))
     try:
         save_for_hf(
-            model,
+            copy.deepcopy(model).to(memory_format=torch.contiguous_format),
             scratch,
-            model_config={'timm_topo_format': FORMAT},
+            model_config={
+                'timm_topo_format': FORMAT,
+                'label_names': list(label_names) if label_names else None,
+            },
             model_args=model.topology(),
             safe_serialization=True,
+            data_config=data_config,
         )
         scratch.chmod(0o755)
         if folder.exists():
@@ -111,3 +127,23 @@ def load(folder: str | Path, **kwargs) -> nn.Module:
         if 'state_dict' not in str(error):
             raise
         raise ValueError(f'{folder}: the weights do not fit the network: {error}') from None
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
+    """State dict of a ``.pth``, ``.pth.tar`` or ``.safetensors`` file, averaged weights first.
+
+    Nothing in the file is executed.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is truncated, damaged, or holds more than tensors and plain values.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f'checkpoint {path} does not exist')
+    try:
+        return load_state_dict(str(path), use_ema=True, weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise ValueError(
+            f'checkpoint {path} is truncated, damaged or not just weights: {reason}'
+        ) from None

@@ -24,6 +24,8 @@ class Connectivity(nn.Module):
     Attributes:
         needs_context: Whether ``forward`` receives the pooled features of the sources.
         weight_decay: Whether optimizers may decay the rule's parameters.
+        options: Constructor options that differ from none, JSON-ready; what is learned or loaded
+            is state and does not belong here. Set by rules that have options.
     """
 
     spans: List[List[int]]
@@ -34,6 +36,7 @@ class Connectivity(nn.Module):
         super().__init__()
         self.num_edges = wiring.num_edges
         self.spans = [list(span) for span in wiring.in_edges]  # lists, for TorchScript
+        self.options = {}
 
     def forward(self, node: int, context: Optional[Tensor] = None) -> Tensor:
         """Weights of the in-edges of ``node``, in the order of ``wiring.preds(node)``.
@@ -163,6 +166,18 @@ def build_connectivity(
     return spec(wiring, **options).to(device=device, dtype=dtype)
 
 
+def connectivity_spec(rule: Connectivity) -> dict:
+    """The description from which :func:`build_connectivity` builds the same rule again.
+
+    Raises:
+        ValueError: The rule's class is not registered, so it has no name to be saved under.
+    """
+    for name, known in _RULES.items():
+        if known is type(rule):
+            return {'name': name, **rule.options}
+    raise ValueError(f'{type(rule).__name__} has no name: decorate it with @register_connectivity')
+
+
 def undecayed_parameters(model: nn.Module) -> set[str]:
     """Names of the parameters of ``model`` that no optimizer may decay: its edge weights."""
     return {
@@ -171,3 +186,21 @@ def undecayed_parameters(model: nn.Module) -> set[str]:
         if isinstance(module, Connectivity) and not module.weight_decay
         for name, _ in module.named_parameters()
     }
+
+
+def exempt_from_weight_decay(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+    """Move edge weights that ``optimizer`` would decay into groups without decay, in place.
+
+    timm's factories respect ``no_weight_decay()``; this holds for every other way to group
+    parameters too. Call it before a scheduler is made.
+    """
+    names = undecayed_parameters(model)
+    exempt = {id(p) for name, p in model.named_parameters() if name in names}
+    for group in list(optimizer.param_groups):
+        caught = [p for p in group['params'] if id(p) in exempt]
+        if not caught or not group.get('weight_decay'):
+            continue
+        group['params'] = [p for p in group['params'] if id(p) not in exempt]
+        optimizer.add_param_group({**group, 'params': caught, 'weight_decay': 0.0})
+        if not group['params']:
+            optimizer.param_groups.remove(group)

@@ -22,8 +22,8 @@ class LearnedConnectivity(StaticConnectivity):
 
     def __init__(self, wiring: Wiring, init: float):
         super().__init__(wiring)
-        self.init = float(init)
-        self._unsquashed_init = self.unsquash(self.init)
+        self.options = {'init': float(init)}
+        self._unsquashed_init = self.unsquash(float(init))
         self.alpha = nn.Parameter(torch.empty(self.num_edges))
         self.reset_parameters()
 

@@ -6,16 +6,22 @@ from typing import Callable, List, Optional, Tuple, Union
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import ClassifierHead, ConvNormAct
+from timm.layers import ClassifierHead, ConvNormAct, get_norm_layer
 from timm.models import build_model_with_cfg, generate_default_cfgs, named_apply, register_model
 from torch import Tensor, nn
 
-from ..connectivity import Connectivity, build_connectivity, undecayed_parameters
+from ..connectivity import (
+    Connectivity,
+    build_connectivity,
+    connectivity_spec,
+    undecayed_parameters,
+)
 from ..generators import is_explicit, make_wiring
 from ..nodes import SepConvEntry, SepConvNode
 from ..sparsity import check_sparsity, sparsity_loss
 from ..stages import GraphStage
 from ..wiring import Wiring
+from .levels import take_indices
 
 __all__ = ['TopoNet']
 
@@ -42,7 +48,7 @@ class TopoNet(nn.Module):
         global_pool: Pooling, as in ``timm.layers.ClassifierHead``.
         output_stride: 8, 16 or 32; smaller than the network's own stride: stages dilate instead.
         drop_rate: Dropout before the classifier.
-        norm_layer: Normalisation.
+        norm_layer: Normalisation, a class or a name that timm knows (``'layernorm2d'``...).
         device: Where parameters live.
         dtype: Their type.
 
@@ -69,7 +75,7 @@ class TopoNet(nn.Module):
         global_pool: str = 'avg',
         output_stride: int = 32,
         drop_rate: float = 0.0,
-        norm_layer: Callable[..., nn.Module] = nn.BatchNorm2d,
+        norm_layer: Union[str, Callable[..., nn.Module]] = 'batchnorm2d',
         device=None,
         dtype=None,
     ):
@@ -78,6 +84,7 @@ class TopoNet(nn.Module):
             raise ValueError(f'output_stride must be 8, 16 or 32, got {output_stride}')
         if not sparsity_weight >= 0:
             raise ValueError(f'sparsity_weight must be >= 0, got {sparsity_weight}')
+        norm_layer = get_norm_layer(norm_layer)
         dd = {'device': device, 'dtype': dtype}
         depth = len(widths)
         strides = _per_stage('strides', strides, depth)
@@ -146,11 +153,12 @@ class TopoNet(nn.Module):
 
     @torch.jit.ignore
     def topology(self) -> dict:
-        """Constructor options that rebuild this wiring, explicit and JSON-ready."""
+        """Constructor options that rebuild wiring and rules as they are, explicit, JSON-ready."""
         wirings = [stage.wiring for stage in self.stages]
         return {
             'num_nodes': [wiring.num_nodes for wiring in wirings],
             'wiring': [wiring.to_dict() for wiring in wirings],
+            'connectivity': [connectivity_spec(stage.connectivity) for stage in self.stages],
         }
 
     @torch.jit.ignore
@@ -240,7 +248,7 @@ class TopoNet(nn.Module):
         if output_fmt != 'NCHW':
             raise ValueError(f"output_fmt must be 'NCHW', got '{output_fmt}'")
         last = len(self.stages)
-        taken = _take_indices(1 + last, indices)
+        taken = take_indices(1 + last, indices)
         if torch.jit.is_scripting() or not stop_early:  # slicing is not scriptable
             stages = self.stages
         else:
@@ -269,7 +277,7 @@ class TopoNet(nn.Module):
         Returns:
             The indices taken, from the start.
         """
-        taken = _take_indices(1 + len(self.stages), indices)
+        taken = take_indices(1 + len(self.stages), indices)
         end = max(taken)
         cut = end < len(self.stages)
         self.stages = self.stages[:end]
@@ -280,24 +288,6 @@ class TopoNet(nn.Module):
         if prune_head or cut:
             self.reset_classifier(0, '')
         return taken
-
-
-def _take_indices(count: int, indices: Optional[Union[int, List[int]]]) -> List[int]:
-    """Feature levels from the start, from what ``forward_intermediates`` takes; scriptable."""
-    if indices is None:
-        indices = count
-    taken: List[int] = []
-    if isinstance(indices, int):
-        if not 0 < indices <= count:
-            raise ValueError(f'the last n={indices} levels of {count} do not exist')
-        for level in range(count - indices, count):
-            taken.append(level)
-    else:
-        for level in indices:
-            if not -count <= level < count:
-                raise ValueError(f'level {level} is out of range for {count} levels')
-            taken.append(level % count)
-    return taken
 
 
 def _per_stage(name: str, value, depth: int) -> list:
@@ -336,21 +326,14 @@ def _cfg(**kwargs) -> dict:
 
 _SMALL = dict(input_size=(3, 32, 32), pool_size=(8, 8), num_classes=10, crop_pct=1.0)
 
+_IMAGENET_MODELS = (
+    'adaptive', 'uniform', 'alpha', 'complete', 'residual2', 'residual3', 'residual4',
+    'random8', 'random6', 'random4', 'er', 'ba', 'ws',
+)  # fmt: skip
+
 default_cfgs = generate_default_cfgs(
     {
-        'toponet_adaptive.untrained': _cfg(),
-        'toponet_uniform.untrained': _cfg(),
-        'toponet_alpha.untrained': _cfg(),
-        'toponet_complete.untrained': _cfg(),
-        'toponet_residual2.untrained': _cfg(),
-        'toponet_residual3.untrained': _cfg(),
-        'toponet_residual4.untrained': _cfg(),
-        'toponet_random8.untrained': _cfg(),
-        'toponet_random6.untrained': _cfg(),
-        'toponet_random4.untrained': _cfg(),
-        'toponet_er.untrained': _cfg(),
-        'toponet_ba.untrained': _cfg(),
-        'toponet_ws.untrained': _cfg(),
+        **{f'toponet_{name}.untrained': _cfg() for name in _IMAGENET_MODELS},
         'toponet_tiny_adaptive.untrained': _cfg(**_SMALL),
         'toponet_tiny_residual2.untrained': _cfg(**_SMALL),
         'test_toponet.untrained': _cfg(input_size=(3, 96, 96), pool_size=(3, 3), crop_pct=1.0),

@@ -64,6 +64,29 @@ class GraphStage(nn.Module):
                 return checkpoint(self.run, x, use_reentrant=False)
         return self.run(x)
 
+    @torch.jit.unused
+    def select(self, edges: Sequence[int]) -> 'GraphStage':
+        """A stage with only some edges, and without the nodes that are dead then.
+
+        Modules are shared with this stage; the edge weights are copies.
+
+        Args:
+            edges: Indices into ``wiring.edges``.
+
+        Raises:
+            ValueError: The edges leave no path from input to output.
+        """
+        wiring, kept = self.wiring.subgraph(self.wiring.edges[e] for e in edges).prune()
+        index = {edge: e for e, edge in enumerate(self.wiring.edges)}
+        stage = GraphStage(
+            wiring,
+            self.connectivity.select(wiring, [index[kept[s], kept[t]] for s, t in wiring.edges]),
+            self.entry,
+            [self.nodes[node - 1] for node in kept[1:-1]],
+        )
+        stage.grad_checkpointing = self.grad_checkpointing
+        return stage.train(self.training)
+
     def run(self, x: Tensor) -> Tensor:
         """The equation, without activation checkpointing."""
         features = [self.entry(x)]

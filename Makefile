@@ -1,0 +1,58 @@
+# make demo   train, prune, export and show a small network on built-in data (about 5 minutes)
+# make test   lint and the whole test suite (under 10 minutes)
+# Both make their own virtual environment in .venv the first time (a few GB of downloads).
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+JOBS   ?= 2
+TIMM_TESTS := $(VENV)/timm-tests
+
+.PHONY: demo test lint unit upstream clean help
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n 's/^# //p' Makefile | head -3
+
+demo: $(STAMP)
+	@$(BIN)/python tools/demo.py --output output/demo
+
+test: lint unit upstream
+
+lint: $(STAMP)
+	@echo '== lint (ruff)'
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+unit: $(STAMP)
+	@echo '== test suite'
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS)
+
+# timm's own tests/test_models.py, from its source distribution, on our models
+upstream: $(STAMP) $(TIMM_TESTS)/test_models.py
+	@echo "== timm's own model tests on our models"
+	@OMP_NUM_THREADS=1 PYTHONPATH=tests/upstream $(BIN)/python -m pytest -q -n $(JOBS) \
+	  -c /dev/null --rootdir=$(TIMM_TESTS) -p timm_upstream -p no:cacheprovider -W ignore \
+	  --import-mode=importlib $(TIMM_TESTS)/test_models.py
+
+$(TIMM_TESTS)/test_models.py: $(STAMP)
+	@echo "== fetching timm's tests (source distribution of the installed version)"
+	@rm -rf $(TIMM_TESTS) && mkdir -p $(TIMM_TESTS)
+	@$(BIN)/python -m pip download -q --no-deps --no-binary timm -d $(TIMM_TESTS) \
+	  "timm==$$($(BIN)/python -c 'import timm; print(timm.__version__)')" \
+	  || { echo "error: pip cannot fetch timm's source distribution"; exit 1; }
+	@tar xzf $(TIMM_TESTS)/timm-*.tar.gz -C $(TIMM_TESTS) --strip-components=2 --wildcards '*/tests/*'
+	@touch $@
+
+$(STAMP): setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+	  || { echo "error: $(PYTHON) is missing or older than 3.10; set PYTHON=/path/to/python"; exit 1; }
+	@echo '== making $(VENV) and installing (several minutes the first time)'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
+	  || { rm -rf $(VENV); echo "error: $(PYTHON) cannot make a virtual environment (Debian: apt install python3-venv)"; exit 1; }
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[test]' \
+	  || { echo 'error: pip could not install the requirements in setup.py (see above)'; exit 1; }
+	@touch $@
+
+clean:
+	rm -rf $(VENV) output build dist *.egg-info

@@ -1,0 +1,32 @@
+"""Package metadata. ``pip install .`` for the models, ``pip install '.[all]'`` for everything."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(
+    r"__version__ = '(.+)'", (HERE / 'timm_topo/version.py').read_text(encoding='utf-8')
+).group(1)
+EXTRAS = {
+    'train': ['scikit-learn', 'tensorboard', 'tqdm'],
+    'analysis': ['fvcore', 'matplotlib'],
+    'export': ['onnx', 'onnxruntime', 'onnxscript'],
+}
+EXTRAS['all'] = sorted(requirement for extra in EXTRAS.values() for requirement in extra)
+EXTRAS['test'] = [*EXTRAS['all'], 'hypothesis', 'pytest', 'pytest-xdist', 'ruff', 'scipy']
+
+setup(
+    name='timm-topo',
+    version=VERSION,
+    description='CNNs whose connectivity is learned instead of designed, as timm models',
+    long_description=(HERE / 'README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    license_files=['LICENSE'],
+    packages=find_packages(include=['timm_topo*', 'd2_topo*']),
+    python_requires='>=3.10',
+    install_requires=['torch>=2.4', 'torchvision', 'timm>=1.0.31', 'networkx>=3.0', 'safetensors'],
+    extras_require=EXTRAS,
+)

@@ -1,0 +1,146 @@
+"""What a network costs: parameters, multiply-adds, measured milliseconds."""
+
+import logging
+import statistics
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ..stages import GraphStage
+
+__all__ = ['Flops', 'Latency', 'count_flops', 'count_parameters', 'latency']
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Multiply-adds of one image (1 FLOP = 1 multiply-add, as in the papers).
+
+    Attributes:
+        conv: Convolutions, the only thing most papers count.
+        linear: The classifier.
+        edges: Weighted sums over edges, one per edge and element.
+    """
+
+    conv: int
+    linear: int
+    edges: int
+
+    @property
+    def total(self) -> int:
+        return self.conv + self.linear + self.edges
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Measured time of one forward pass, in milliseconds.
+
+    Attributes:
+        median: Median over the repetitions.
+        low: First quartile.
+        high: Third quartile.
+        ratio: Median of the ratios to the first model, repetition by repetition.
+    """
+
+    median: float
+    low: float
+    high: float
+    ratio: float
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of parameters, edge weights included."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def count_flops(model: nn.Module, input_size: Sequence[int] | None = None) -> Flops:
+    """Multiply-adds of ``model`` for one image, convolutions and linear layers by fvcore.
+
+    Args:
+        model: Any timm model.
+        input_size: ``(C, H, W)``; the model's own by default.
+    """
+    from fvcore.nn import FlopCountAnalysis  # optional, and slow to import
+
+    size = input_size or model.pretrained_cfg['input_size']
+    reference = next(model.parameters())
+    image = torch.zeros(1, *size, device=reference.device, dtype=reference.dtype)
+    edges = []
+
+    def count(stage, args, output):
+        edges.append(stage.wiring.num_edges * output[0].numel())
+
+    hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, GraphStage)]
+    training = model.training
+    log = logging.getLogger('fvcore.nn.jit_analysis')
+    level = log.level
+    log.setLevel(logging.ERROR)  # it lists every operation that is not counted
+    try:
+        with torch.no_grad():
+            model.eval()(image)
+            for hook in hooks:
+                hook.remove()
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore')  # of torch.jit.trace
+                counted = FlopCountAnalysis(model, image).by_operator()
+    finally:
+        log.setLevel(level)
+        model.train(training)
+    return Flops(int(counted['conv']), int(counted['linear']), sum(edges))
+
+
+def latency(
+    models: dict[str, nn.Module],
+    input_size: Sequence[int],
+    batch_size: int = 1,
+    repeats: int = 20,
+) -> dict[str, Latency]:
+    """Forward time of several models, measured in turn so that noise hits all alike.
+
+    Args:
+        models: Models by label, all on one device; the first is the unit of the ratios.
+        input_size: ``(C, H, W)``.
+        batch_size: Images per pass.
+        repeats: Rounds, after two that do not count.
+
+    Raises:
+        ValueError: No model, or fewer than one round.
+    """
+    if not models or repeats < 1:
+        raise ValueError(f'latency needs models and rounds, got {len(models)} and {repeats}')
+    modes = {label: model.training for label, model in models.items()}
+    times = {label: [] for label in models}
+    try:
+        for round_ in range(repeats + 2):
+            for label, model in models.items():
+                elapsed = _forward_ms(model.eval(), input_size, batch_size)
+                if round_ >= 2:
+                    times[label].append(elapsed)
+    finally:
+        for label, training in modes.items():
+            models[label].train(training)
+    unit = next(iter(times.values()))
+    return {label: _summary(taken, unit) for label, taken in times.items()}
+
+
+@torch.inference_mode()
+def _forward_ms(model: nn.Module, input_size: Sequence[int], batch_size: int) -> float:
+    reference = next(model.parameters())
+    images = torch.randn(batch_size, *input_size, device=reference.device, dtype=reference.dtype)
+    on_gpu = reference.device.type == 'cuda'
+    if on_gpu:
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    model(images)
+    if on_gpu:
+        torch.cuda.synchronize()
+    return 1000 * (time.perf_counter() - start)
+
+
+def _summary(taken: list[float], unit: list[float]) -> Latency:
+    low, median, high = statistics.quantiles(taken, n=4) if len(taken) > 1 else taken * 3
+    ratio = statistics.median(t / u for t, u in zip(taken, unit))
+    return Latency(median=median, low=low, high=high, ratio=ratio)

@@ -1,0 +1,325 @@
+"""Edges out, dead nodes with them: a smaller network that computes the same (TopoNet, section 4.4).
+
+The papers say that a node without in-edges or without out-edges may safely go. Only the second is
+exact: a node that nobody feeds still emits what its normalisation makes of zeros, the same map for
+every image, so removing it changes whoever reads it. Such nodes are called starved here; pruning
+removes them as the papers do and reports the difference that it measured.
+"""
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..connectivity.fixed import FixedConnectivity
+from ..stages import GraphStage
+
+__all__ = [
+    'PruneReport',
+    'StageCut',
+    'edge_mask',
+    'edge_weights',
+    'freeze_edge_weights',
+    'graph_stages',
+    'mask_edges',
+    'prune',
+    'recalibrate',
+    'retrainable',
+]
+
+
+@dataclass(frozen=True)
+class StageCut:
+    """What pruning did to one stage.
+
+    Attributes:
+        name: Module name of the stage.
+        edges: Edges before and after.
+        nodes: Nodes before and after.
+        removed: Ids of the removed nodes.
+        starved: Those of them that nobody fed but somebody still read: not exact to remove.
+    """
+
+    name: str
+    edges: tuple[int, int]
+    nodes: tuple[int, int]
+    removed: tuple[int, ...]
+    starved: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class PruneReport:
+    """What pruning did.
+
+    Attributes:
+        cutoff: Edges with ``|weight| <= cutoff`` were removed; None if none was.
+        stages: One entry per stage.
+        parameters: Number of parameters before and after.
+        difference: Largest absolute difference between the outputs of the pruned network and of
+            the original with the same edges masked, over the probe.
+        scale: Largest absolute output of the masked original, to judge ``difference`` by.
+    """
+
+    cutoff: float | None
+    stages: tuple[StageCut, ...]
+    parameters: tuple[int, int]
+    difference: float
+    scale: float
+
+    @property
+    def exact(self) -> bool:
+        """Whether every removed part was dead: then ``difference`` is rounding."""
+        return not any(stage.starved for stage in self.stages)
+
+    @property
+    def edges(self) -> tuple[int, int]:
+        """Edges before and after, over all stages."""
+        return tuple(sum(stage.edges[i] for stage in self.stages) for i in (0, 1))
+
+    @property
+    def nodes(self) -> tuple[int, int]:
+        """Nodes before and after, over all stages."""
+        return tuple(sum(stage.nodes[i] for stage in self.stages) for i in (0, 1))
+
+    def __str__(self) -> str:
+        rows = [
+            f'edges {self.edges[0]} -> {self.edges[1]}, nodes {self.nodes[0]} -> {self.nodes[1]}, '
+            f'parameters {self.parameters[0]:,} -> {self.parameters[1]:,}'
+        ]
+        rows += [
+            f'  {stage.name}: edges {stage.edges[0]} -> {stage.edges[1]}, '
+            f'nodes {stage.nodes[0]} -> {stage.nodes[1]}, removed {list(stage.removed)}'
+            + (f', of which starved {list(stage.starved)}' if stage.starved else '')
+            for stage in self.stages
+        ]
+        verdict = (
+            'exact: only dead parts went'
+            if self.exact
+            else 'not exact: starved nodes emitted what their normalisation makes of zeros'
+        )
+        rows.append(
+            f'output differs from the masked original by at most {self.difference:.3g} '
+            f'(outputs up to {self.scale:.3g}; {verdict})'
+        )
+        return '\n'.join(rows)
+
+
+def graph_stages(model: nn.Module) -> dict[str, GraphStage]:
+    """The graph stages of a model by module name.
+
+    Raises:
+        ValueError: There is none.
+    """
+    stages = {n: module for n, module in model.named_modules() if isinstance(module, GraphStage)}
+    if not stages:
+        raise ValueError(f'{type(model).__name__} has no graph stage')
+    return stages
+
+
+def edge_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Edge weights ``(E,)`` by stage name, detached."""
+    return {n: s.connectivity.edge_weights().detach() for n, s in graph_stages(model).items()}
+
+
+def edge_mask(
+    model: nn.Module, threshold: float | None = None, fraction: float | None = None
+) -> dict[str, Tensor]:
+    """Which edges stay, as booleans ``(E,)`` by stage name.
+
+    Args:
+        model: A model with graph stages.
+        threshold: Edges with ``|weight| <= threshold`` go; 0 removes exact zeros.
+        fraction: Instead, this share of all edges goes, the weakest first (rounded to the nearest
+            number of edges; of equal weights the earlier goes first).
+
+    Raises:
+        ValueError: Not exactly one of the two, a threshold that is negative or not finite, or a
+            fraction outside [0, 1).
+    """
+    if (threshold is None) == (fraction is None):
+        raise ValueError(f'give threshold or fraction, got {threshold=} and {fraction=}')
+    magnitudes = {name: weights.abs() for name, weights in edge_weights(model).items()}
+    if threshold is not None:
+        if not (math.isfinite(threshold) and threshold >= 0):
+            raise ValueError(f'threshold must be finite and >= 0, got {threshold}')
+        return {name: magnitude > threshold for name, magnitude in magnitudes.items()}
+    if not 0 <= fraction < 1:
+        raise ValueError(f'fraction must be in [0, 1), got {fraction}')
+    flat = torch.cat(list(magnitudes.values()))
+    keep = torch.ones_like(flat, dtype=torch.bool)
+    keep[flat.argsort(stable=True)[: round(fraction * len(flat))]] = False
+    return dict(zip(magnitudes, keep.split([len(m) for m in magnitudes.values()])))
+
+
+@contextmanager
+def mask_edges(model: nn.Module, keep: dict[str, Tensor]) -> Iterator[nn.Module]:
+    """Run ``model`` with some edge weights taken as zero, whatever its rules are.
+
+    Args:
+        model: A model with graph stages.
+        keep: Booleans ``(E,)`` by stage name, as from :func:`edge_mask`.
+    """
+    hooks = []
+    try:
+        for name, stage in graph_stages(model).items():
+            hooks.append(stage.connectivity.register_forward_hook(_masking(stage, keep[name])))
+        yield model
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _masking(stage: GraphStage, keep: Tensor):
+    def hook(rule, args, weights):
+        start, stop = stage.wiring.in_edges[args[0]]
+        return weights * keep[start:stop].to(weights)
+
+    return hook
+
+
+def prune(
+    model: nn.Module,
+    threshold: float | None = None,
+    fraction: float | None = None,
+    keep: dict[str, Tensor] | None = None,
+    probe: Tensor | None = None,
+) -> tuple[nn.Module, PruneReport]:
+    """A smaller copy of ``model`` without its weak edges and the nodes that die with them.
+
+    Args:
+        model: A model with graph stages; left as it is.
+        threshold: See :func:`edge_mask`.
+        fraction: See :func:`edge_mask`.
+        keep: Instead of both, booleans ``(E,)`` by stage name.
+        probe: Images ``(B, C, H, W)`` on which the difference is measured; by default two of
+            Gaussian noise in the model's input size.
+
+    Returns:
+        The pruned copy and the report.
+
+    Raises:
+        ValueError: Bad threshold or fraction, or edges that leave a stage without a path from
+            input to output.
+    """
+    if keep is None:
+        keep = edge_mask(model, threshold, fraction)
+    elif threshold is not None or fraction is not None:
+        raise ValueError('give keep, or threshold, or fraction: not several of them')
+    weights = edge_weights(model)
+    gone = [w.abs()[~keep[name]] for name, w in weights.items()]
+    cutoff = max((g.max().item() for g in gone if len(g)), default=None)
+    smaller = copy.deepcopy(model)
+    cuts = []
+    for name, stage in graph_stages(smaller).items():
+        try:
+            cut = stage.select(keep[name].nonzero().flatten().tolist())
+        except ValueError:
+            raise ValueError(
+                f'removing {int((~keep[name]).sum())} of {len(keep[name])} edges of {name} '
+                f'(|weight| <= {cutoff:.4g}) leaves no path from its input to its output; '
+                'remove fewer edges'
+            ) from None
+        cuts.append(_describe(name, stage, keep[name], cut))
+        smaller.set_submodule(name, cut)
+    with mask_edges(model, keep):
+        masked = _probe_output(model, probe)
+    report = PruneReport(
+        cutoff=cutoff,
+        stages=tuple(cuts),
+        parameters=tuple(sum(p.numel() for p in m.parameters()) for m in (model, smaller)),
+        difference=(masked - _probe_output(smaller, probe)).abs().max().item(),
+        scale=masked.abs().max().item(),
+    )
+    return smaller, report
+
+
+def _describe(name: str, stage: GraphStage, keep: Tensor, cut: GraphStage) -> StageCut:
+    old = stage.wiring
+    masked = old.subgraph(edge for edge, stays in zip(old.edges, keep.tolist()) if stays)
+    removed = masked.dead_nodes()
+    read = {old.num_nodes - 1}  # nodes from which the output can be reached
+    for source, target in reversed(masked.edges):
+        if target in read:
+            read.add(source)
+    return StageCut(
+        name=name,
+        edges=(old.num_edges, cut.wiring.num_edges),
+        nodes=(old.num_nodes, cut.wiring.num_nodes),
+        removed=removed,
+        starved=tuple(node for node in removed if node in read),
+    )
+
+
+@torch.no_grad()
+def _probe_output(model: nn.Module, probe: Tensor | None) -> Tensor:
+    reference = next(model.parameters())
+    if probe is None:
+        noise = torch.Generator().manual_seed(0)
+        probe = torch.randn(2, *model.pretrained_cfg['input_size'], generator=noise)
+    training = model.training
+    try:
+        return model.eval()(probe.to(reference)).float()
+    finally:
+        model.train(training)
+
+
+def recalibrate(model: nn.Module, batches: Sequence[Tensor]) -> nn.Module:
+    """Estimate the batch-norm statistics of ``model`` anew, in place; nothing else changes.
+
+    Removing edges shifts what every later node sees, and the stored statistics no longer fit:
+    much of the accuracy that pruning seems to cost comes back by this alone, without labels and
+    without training. The estimate is fvcore's, the average over all batches.
+
+    Args:
+        model: A model with batch normalisation.
+        batches: Images ``(B, C, H, W)``, preprocessed as in evaluation; all are used.
+
+    Raises:
+        ValueError: No batches.
+    """
+    from fvcore.nn.precise_bn import update_bn_stats  # optional
+
+    if not len(batches):
+        raise ValueError('recalibrate needs at least one batch of images')
+    training = model.training
+    try:
+        update_bn_stats(model.train(), batches, num_iters=len(batches))
+    finally:
+        model.train(training)
+    return model
+
+
+def freeze_edge_weights(model: nn.Module) -> nn.Module:
+    """Replace every rule of ``model`` by its present weights, fixed; in place."""
+    for stage in graph_stages(model).values():
+        weights = stage.connectivity.edge_weights().detach()
+        stage.connectivity = FixedConnectivity(stage.wiring, weights)
+    return model
+
+
+def retrainable(model: nn.Module, alpha: str = 'reset') -> nn.Module:
+    """A copy with fresh weights in the same wiring, to be trained from scratch (section 4.5).
+
+    Args:
+        model: A model with graph stages and ``init_weights``.
+        alpha: What becomes of the edge weights: ``'reset'`` to their initial value and learned
+            again, ``'keep'`` as they are and learned on, or ``'frozen'`` as they are.
+
+    Raises:
+        ValueError: Another ``alpha``.
+    """
+    if alpha not in ('reset', 'keep', 'frozen'):
+        raise ValueError(f"alpha must be 'reset', 'keep' or 'frozen', got {alpha!r}")
+    fresh = copy.deepcopy(model)
+    if alpha == 'frozen':
+        freeze_edge_weights(fresh)
+    learned = {n: copy.deepcopy(s.connectivity) for n, s in graph_stages(fresh).items()}
+    fresh.init_weights()
+    if alpha != 'reset':
+        for name, stage in graph_stages(fresh).items():
+            stage.connectivity = learned[name]
+    return fresh

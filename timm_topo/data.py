@@ -1,0 +1,211 @@
+"""Data sets by name, with the checks that keep a wrong path from training on the wrong images.
+
+``digits`` is built in (scikit-learn's 1,797 scans, no download); ``idx`` reads the files of the
+MNIST family; ``strips`` reads images packed as lossless WebP strips; everything else is timm's.
+"""
+
+import gzip
+import io
+import json
+import os
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from timm.data import create_dataset
+from torch.utils.data import Dataset
+
+__all__ = ['ArrayDataset', 'class_names', 'load_dataset']
+
+_TRAIN = ('train', 'training')
+_EVAL = ('validation', 'valid', 'val', 'eval', 'evaluation')
+_TIMM_PREFIXES = ('torch', 'hfds', 'hfids', 'tfds', 'wds')
+
+
+class ArrayDataset(Dataset):
+    """Images in memory; ``transform`` is set by timm's loader.
+
+    Args:
+        images: uint8 ``(N, H, W)`` or ``(N, H, W, 3)``.
+        labels: Class indices ``(N,)``.
+        classes: Names of the classes.
+        mode: PIL mode to convert to, ``'RGB'`` or ``'L'``.
+
+    Raises:
+        ValueError: No images, numbers that disagree, or a label without a class.
+    """
+
+    def __init__(
+        self, images: np.ndarray, labels: np.ndarray, classes: Sequence[str], mode: str = 'RGB'
+    ):
+        if not len(images) or len(images) != len(labels):
+            raise ValueError(f'{len(images)} images and {len(labels)} labels make no data set')
+        if labels.min() < 0 or labels.max() >= len(classes):
+            raise ValueError(
+                f'labels {labels.min()} to {labels.max()} do not fit {len(classes)} classes'
+            )
+        self.images = images
+        self.labels = labels.astype(np.int64)
+        self.classes = list(classes)
+        self.mode = mode
+        self.transform = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int):
+        image = Image.fromarray(self.images[index]).convert(self.mode)
+        if self.transform is not None:
+            image = self.transform(image)
+        return image, int(self.labels[index])
+
+
+def load_dataset(
+    name: str,
+    root: str | Path | None = None,
+    split: str = 'train',
+    mode: str = 'RGB',
+    **timm_options,
+) -> Dataset:
+    """A data set for ``timm.data.create_loader``.
+
+    Args:
+        name: ``'digits'``; ``'idx'`` or ``'strips'`` (files in ``root``); a timm name such as
+            ``'torch/cifar100'`` or ``'hfds/...'``; or ``''`` for a folder of class folders.
+        root: Folder with the data.
+        split: ``'train'`` or ``'validation'``, or what timm's data set calls its splits.
+        mode: PIL mode, ``'RGB'`` or ``'L'``.
+        **timm_options: For ``timm.data.create_dataset`` (timm names only).
+
+    Raises:
+        FileNotFoundError: The folder, its split or a file is missing.
+        ValueError: Unknown name or split, no folder given, or no images in it.
+    """
+    if name == 'digits':
+        return ArrayDataset(*_digits(_is_train(split)), mode=mode)
+    prefix = name.partition('/')[0].lower()
+    if name not in ('', 'idx', 'strips') and prefix not in _TIMM_PREFIXES:
+        raise ValueError(
+            f'unknown data set {name!r}; known: digits, idx, strips, '
+            f"{', '.join(p + '/...' for p in _TIMM_PREFIXES)}, or '' for a folder of class folders"
+        )
+    if root is None:
+        raise ValueError(f'data set {name or "folder"!r} needs a folder: give --data-dir')
+    if not Path(root).exists():
+        raise FileNotFoundError(f'data folder {root} does not exist')
+    if name == 'idx':
+        return ArrayDataset(*_idx(Path(root), _is_train(split)), mode=mode)
+    if name == 'strips':
+        return ArrayDataset(*_strips(Path(root), _is_train(split)), mode=mode)
+    if name == '':
+        return _folder(Path(root), split, mode, timm_options)
+    if prefix == 'torch':
+        _is_train(split)  # timm reads any other split as the test set
+    try:
+        return create_dataset(
+            name, root=str(root), split=split, input_img_mode=mode, **timm_options
+        )
+    except AssertionError as error:  # how timm reports an unknown torchvision name
+        raise ValueError(f'{name}: {error}') from None
+
+
+def class_names(dataset: Dataset) -> list[str] | None:
+    """Class names of a data set in label order; None where it does not tell."""
+    if hasattr(dataset, 'classes'):
+        return list(dataset.classes)
+    to_index = getattr(getattr(dataset, 'reader', None), 'class_to_idx', None)
+    if not to_index:
+        return None
+    return sorted(to_index, key=to_index.get)
+
+
+def _is_train(split: str) -> bool:
+    if split in _TRAIN:
+        return True
+    if split in _EVAL:
+        return False
+    raise ValueError(f'unknown split {split!r}; known: {", ".join(_TRAIN + _EVAL)}')
+
+
+def _digits(train: bool):
+    """8x8 scans resized to 32 px; every fifth of each class is for validation."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise ImportError('digits come with scikit-learn: pip install timm-topo[train]') from None
+    scans, labels = load_digits(return_X_y=True)
+    rank = np.zeros(len(labels), dtype=int)  # the how-manieth of its class
+    for digit in range(10):
+        rank[labels == digit] = np.arange((labels == digit).sum())
+    chosen = (rank % 5 != 4) if train else (rank % 5 == 4)
+    grey = (scans[chosen].reshape(-1, 8, 8) * (255 / 16)).round().astype(np.uint8)
+    images = [np.asarray(Image.fromarray(g).resize((32, 32), Image.BICUBIC)) for g in grey]
+    return np.stack(images), labels[chosen], [str(digit) for digit in range(10)]
+
+
+def _idx(root: Path, train: bool):
+    """``train-images-idx3-ubyte[.gz]`` and its three siblings, in ``root`` or ``root/raw``."""
+    stem = 'train' if train else 't10k'
+    images, labels = (_read_idx(root, f'{stem}-{kind}-ubyte') for kind in _IDX_KINDS)
+    return images, labels, [str(label) for label in range(int(labels.max()) + 1)]
+
+
+_IDX_KINDS = ('images-idx3', 'labels-idx1')
+
+
+def _read_idx(root: Path, name: str) -> np.ndarray:
+    candidates = [folder / f for folder in (root, root / 'raw') for f in (name, f'{name}.gz')]
+    path = next((path for path in candidates if path.is_file()), None)
+    if path is None:
+        raise FileNotFoundError(f'{root} has no {name} or {name}.gz (MNIST format)')
+    opener = gzip.open if path.suffix == '.gz' else open
+    try:
+        with opener(path, 'rb') as file:
+            data = file.read()
+        shape = [int.from_bytes(data[4 + 4 * i : 8 + 4 * i], 'big') for i in range(data[3])]
+        return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(shape)
+    except (EOFError, IndexError, ValueError, OSError) as error:
+        raise ValueError(f'{path} is truncated or not in MNIST format: {error}') from None
+
+
+def _strips(root: Path, train: bool):
+    """``train*.npz`` or ``test.npz`` of images stacked into lossless WebP strips; ``meta.json``."""
+    files = sorted(root.glob('train*.npz' if train else 'test.npz'))
+    if not files or not (root / 'meta.json').is_file():
+        raise FileNotFoundError(f'{root} needs train*.npz, test.npz and meta.json (WebP strips)')
+    parts = [_read_strips(path) for path in files]
+    classes = json.loads((root / 'meta.json').read_text(encoding='utf-8'))['classes']
+    return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts]), classes
+
+
+def _read_strips(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    with np.load(path) as packed:
+        images = np.empty(packed['shape'], np.uint8)
+        data, offsets, order = packed['webp'].tobytes(), packed['off'], packed['order']
+        labels = packed['y']
+    start = 0
+    for begin, end in pairwise(offsets):
+        strip = np.asarray(Image.open(io.BytesIO(data[begin:end])).convert('RGB'))
+        strip = strip.reshape(-1, *images.shape[1:])
+        images[order[start : start + len(strip)]] = strip
+        start += len(strip)
+    return images, labels
+
+
+def _folder(root: Path, split: str, mode: str, options: dict) -> Dataset:
+    """A folder (or tar) of class folders; the split must be there, not guessed."""
+    if root.is_dir():
+        synonyms = next((group for group in (_TRAIN, _EVAL) if split in group), (split,))
+        found = [name for name in (split, *synonyms) if (root / name).exists()]
+        if not found:
+            has = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())[:8]
+            raise FileNotFoundError(
+                f'{root} has no folder for split {split!r} (looked for {", ".join(synonyms)}; '
+                f'it has {", ".join(has) or "no folders"})'
+            )
+    try:
+        return create_dataset('', root=str(root), split=split, input_img_mode=mode, **options)
+    except RuntimeError as error:
+        raise ValueError(f'no images in {root} for split {split!r}: {error}') from None

@@ -1,0 +1,64 @@
+"""timm's classification task plus the sparsity term (TopoNet, Eq. 6)."""
+
+import logging
+from typing import Dict
+
+from timm.task import ClassificationTask
+from torch import Tensor, nn
+
+from .sparsity import check_sparsity, sparsity_loss
+
+__all__ = ['TopoTask']
+
+_logger = logging.getLogger(__name__)
+
+
+class TopoTask(ClassificationTask):
+    """loss = task loss + lambda * sum_e w_e |a_e|.
+
+    The term is part of the loss, so AMP scales it, accumulation divides it and DDP averages it
+    like the rest. Kind and lambda are the model's ``sparsity`` and ``sparsity_weight``; a model
+    without them trains as in timm.
+
+    Args:
+        model: The model to train.
+        *args: For ``timm.task.ClassificationTask``.
+        **kwargs: For ``timm.task.ClassificationTask``.
+
+    Raises:
+        ValueError: The model's sparsity is unknown.
+    """
+
+    def __init__(self, model: nn.Module, *args, **kwargs):
+        super().__init__(model, *args, **kwargs)
+        self.sparsity = check_sparsity(getattr(model, 'sparsity', 'none'))
+        self.sparsity_weight = float(getattr(model, 'sparsity_weight', 0.0))
+        if self.verbose:
+            _logger.info(f'TopoTask: sparsity={self.sparsity}, weight={self.sparsity_weight:g}')
+
+    def prepare_distributed(self, device_ids=None, **ddp_kwargs) -> 'TopoTask':
+        """As in timm, and on CPU too, where DDP takes no device ids."""
+        if self.device.type == 'cpu':
+            device_ids = None
+        return super().prepare_distributed(device_ids, **ddp_kwargs)
+
+    def forward(self, input: Tensor, target: Tensor) -> Dict[str, Tensor]:
+        """One batch.
+
+        Args:
+            input: Images ``(B, C, H, W)``.
+            target: Labels ``(B,)``, or soft labels ``(B, num_classes)``.
+
+        Returns:
+            ``loss`` with the term; ``output``, the logits ``(B, num_classes)``; and, detached,
+            ``task_loss`` without it and ``sparsity``, the sum before lambda.
+        """
+        result = super().forward(input, target)
+        result['task_loss'] = result['loss'].detach()
+        if self.sparsity == 'none':
+            result['sparsity'] = result['task_loss'].new_zeros(())
+            return result
+        penalty = sparsity_loss(self.trainable_module, self.sparsity)
+        result['sparsity'] = penalty.detach()
+        result['loss'] = result['loss'] + self.sparsity_weight * penalty
+        return result

@@ -1,0 +1,218 @@
+"""What a run is made of: data, model, task, optimizer and loaders, each from timm."""
+
+from argparse import Namespace
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import timm
+import torch
+from timm.data import FastCollateMixup, create_loader, resolve_data_config
+from timm.layers import convert_sync_batchnorm
+from timm.optim import create_optimizer_v2, optimizer_kwargs
+from timm.utils import CheckpointSaver, NativeScaler, unwrap_model
+from torch import nn
+from torchvision.transforms import Compose, RandomCrop, RandomHorizontalFlip
+
+from ..analysis.prune import retrainable
+from ..checkpoint import load, read_checkpoint
+from ..connectivity import exempt_from_weight_decay
+from ..data import class_names, load_dataset
+from ..task import TopoTask
+from .log import RunLog
+
+__all__ = ['Run', 'build', 'default_name']
+
+
+@dataclass
+class Run:
+    """Everything a run is made of."""
+
+    args: Namespace
+    device: torch.device
+    task: TopoTask
+    optimizer: torch.optim.Optimizer
+    loader_train: object
+    loader_eval: object
+    autocast: Callable
+    scaler: NativeScaler | None
+    log: RunLog
+    saver: CheckpointSaver | None = None
+    scheduler: object = None
+
+    @property
+    def model(self) -> nn.Module:
+        """The bare model inside DDP and torch.compile."""
+        return unwrap_model(self.task.get_trainable_module())
+
+
+def default_name(args: Namespace) -> str:
+    """Name of the experiment where none is given."""
+    model = Path(args.from_saved).name if args.from_saved else args.model
+    return f'{model}-{(args.dataset or Path(args.data_dir or "folder").name).replace("/", "_")}'
+
+
+def build(args: Namespace, device: torch.device):
+    """Data, model, task and optimizer, not yet wrapped for several processes."""
+    options = dict(download=args.dataset_download, seed=args.seed, batch_size=args.batch_size)
+    mode = 'L' if args.input_size and args.input_size[0] == 1 else 'RGB'
+    data = {
+        split: load_dataset(
+            args.dataset,
+            args.data_dir,
+            split,
+            mode,
+            is_training=split == args.train_split,
+            **options,
+        )
+        for split in (args.train_split, args.val_split)
+    }
+    classes = _check_classes(args, data)
+    model = _build_model(args, classes)
+    data_config = resolve_data_config(vars(args), model=model)
+    model.to(device)
+    if args.channels_last:
+        model.to(memory_format=torch.channels_last)
+    if args.grad_checkpointing:
+        model.set_grad_checkpointing()
+    if args.sync_bn and args.distributed:
+        args.dist_bn = ''
+        model = convert_sync_batchnorm(model)
+    mixed = args.mixup > 0 or args.cutmix > 0
+    task = TopoTask(
+        model,
+        criterion_kwargs=dict(soft_targets=True) if mixed else dict(smoothing=args.smoothing),
+        device=device,
+        verbose=False,
+    )
+    optimizer = create_optimizer_v2(model, **optimizer_kwargs(cfg=args), **args.opt_kwargs)
+    exempt_from_weight_decay(optimizer, model)
+    amp_dtype = getattr(torch, args.amp_dtype)
+    run = Run(
+        args=args,
+        device=device,
+        task=task,
+        optimizer=optimizer,
+        loader_train=_train_loader(args, data[args.train_split], data_config, device, model),
+        loader_eval=_eval_loader(args, data[args.val_split], data_config, device),
+        autocast=partial(torch.autocast, device.type, amp_dtype) if args.amp else nullcontext,
+        scaler=NativeScaler(device.type)
+        if args.amp and amp_dtype == torch.float16 and device.type == 'cuda'
+        else None,
+        log=RunLog(None),
+    )
+    return run, data_config, classes
+
+
+def _check_classes(args: Namespace, data: dict) -> list[str] | None:
+    train, validation = (class_names(data[split]) for split in (args.train_split, args.val_split))
+    if train is None:
+        if args.num_classes is None:
+            raise ValueError(f'data set {args.dataset!r} does not tell its classes: --num-classes')
+        return None
+    if validation is not None and train != validation:
+        odd = sorted(set(train) ^ set(validation))[:5]
+        raise ValueError(
+            f'training data has {len(train)} classes, validation data {len(validation)}; '
+            f'not in both: {", ".join(odd)}'
+        )
+    if args.num_classes is not None and args.num_classes != len(train):
+        raise ValueError(
+            f'--num-classes {args.num_classes}, but the data has {len(train)} classes '
+            f'({", ".join(train[:5])}...)'
+        )
+    return train
+
+
+def _build_model(args: Namespace, classes: list[str] | None) -> nn.Module:
+    num_classes = args.num_classes or len(classes)
+    if args.from_saved:
+        model = load(args.from_saved, num_classes=num_classes)
+        if args.from_saved_weights == 'finetune':
+            return model
+        return retrainable(model, args.from_saved_weights)
+    if args.initial_checkpoint:
+        read_checkpoint(args.initial_checkpoint)  # for its errors
+    options = dict(args.model_kwargs)
+    if args.input_size:
+        options['in_chans'] = args.input_size[0]
+    return timm.create_model(
+        args.model,
+        num_classes=num_classes,
+        drop_rate=args.drop,
+        checkpoint_path=args.initial_checkpoint,
+        **options,
+    )
+
+
+def _loader(args: Namespace, dataset, data_config: dict, device: torch.device, **options):
+    return create_loader(
+        dataset,
+        input_size=data_config['input_size'],
+        mean=data_config['mean'],
+        std=data_config['std'],
+        num_workers=args.workers,
+        distributed=args.distributed,
+        pin_memory=device.type == 'cuda',
+        device=device,
+        persistent_workers=False,
+        **options,
+    )
+
+
+def _train_loader(args: Namespace, dataset, data_config: dict, device: torch.device, model):
+    collate = None
+    if args.mixup > 0 or args.cutmix > 0:
+        collate = FastCollateMixup(
+            mixup_alpha=args.mixup,
+            cutmix_alpha=args.cutmix,
+            prob=args.mixup_prob,
+            switch_prob=args.mixup_switch_prob,
+            label_smoothing=args.smoothing,
+            num_classes=model.num_classes,
+        )
+    padded = args.crop_padding is not None and not args.no_aug
+    loader = _loader(
+        args,
+        dataset,
+        data_config,
+        device,
+        batch_size=args.batch_size,
+        is_training=True,
+        no_aug=args.no_aug or padded,
+        scale=args.scale,
+        ratio=args.ratio,
+        hflip=args.hflip,
+        vflip=args.vflip,
+        color_jitter=args.color_jitter,
+        auto_augment=args.aa,
+        interpolation=data_config['interpolation'] if args.no_aug else args.train_interpolation,
+        re_prob=args.reprob,
+        re_mode='pixel',
+        collate_fn=collate,
+    )
+    if padded:
+        *resize, to_tensor = loader.dataset.transform.transforms
+        crop = RandomCrop(data_config['input_size'][-2:], padding=args.crop_padding)
+        flip = RandomHorizontalFlip(args.hflip)
+        loader.dataset.transform = Compose([*resize, crop, flip, to_tensor])
+    if len(loader) == 0:
+        raise ValueError(
+            f'{len(dataset)} training images make no batch of {args.batch_size} '
+            f'in {args.world_size} process(es)'
+        )
+    return loader
+
+
+def _eval_loader(args: Namespace, dataset, data_config: dict, device: torch.device):
+    return _loader(
+        args,
+        dataset,
+        data_config,
+        device,
+        batch_size=args.validation_batch_size or args.batch_size,
+        interpolation=data_config['interpolation'],
+        crop_pct=data_config['crop_pct'],
+    )

@@ -1,0 +1,83 @@
+"""Accuracy of a model over a loader."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from itertools import islice
+
+import torch
+from timm.data import create_loader, resolve_data_config
+from timm.task import ClassificationEvaluator, evaluation_sample_limit
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+__all__ = ['accuracy', 'eval_loader', 'evaluate', 'image_batches']
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module,
+    loader,
+    device: torch.device,
+    autocast: Callable = nullcontext,
+    channels_last: bool = False,
+    distributed: bool = False,
+) -> dict:
+    """Cross-entropy, top-1 and top-5, exact over all processes.
+
+    Args:
+        model: Set to evaluation mode.
+        loader: A timm loader of images ``(B, C, H, W)`` and labels ``(B,)``.
+        device: Where the model is.
+        autocast: Makes the context of the forward passes.
+        channels_last: Whether to hand the images over in that layout.
+        distributed: Whether to add up over processes.
+
+    Returns:
+        ``loss``, and ``top1`` and ``top5`` in percent.
+    """
+    model.eval()
+    evaluator = ClassificationEvaluator(device, max_samples=evaluation_sample_limit(loader))
+    for images, target in loader:
+        if channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        with autocast():
+            output = model(images)
+        evaluator.update(output, target)
+    return dict(evaluator.compute(distributed=distributed))
+
+
+def accuracy(model: nn.Module, dataset: Dataset, batch_size: int = 128) -> float:
+    """Top-1 in percent over a whole data set, with the model's own preprocessing.
+
+    Args:
+        model: A timm model.
+        dataset: As from :func:`timm_topo.data.load_dataset`; its transform is replaced.
+        batch_size: Images per pass.
+    """
+    device = next(model.parameters()).device
+    return evaluate(model, eval_loader(model, dataset, batch_size), device)['top1']
+
+
+def image_batches(
+    model: nn.Module, dataset: Dataset, count: int = 10, batch_size: int = 128
+) -> list[Tensor]:
+    """The first ``count`` batches of images ``(B, C, H, W)`` as ``model`` evaluates them."""
+    loader = eval_loader(model, dataset, batch_size)
+    return [images for images, _ in islice(loader, count)]
+
+
+def eval_loader(model: nn.Module, dataset: Dataset, batch_size: int = 128):
+    """timm's evaluation loader with the preprocessing that ``model`` was trained for."""
+    config = resolve_data_config({}, model=model)
+    return create_loader(
+        dataset,
+        input_size=config['input_size'],
+        batch_size=batch_size,
+        interpolation=config['interpolation'],
+        mean=config['mean'],
+        std=config['std'],
+        crop_pct=config['crop_pct'],
+        num_workers=0,
+        device=next(model.parameters()).device,
+        persistent_workers=False,
+    )

@@ -1,0 +1,146 @@
+"""What a run tells: a bar or lines on the console, ``summary.csv``, TensorBoard."""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+from timm.utils import trim_summary, update_summary
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..analysis.prune import graph_stages
+from ..stages import GraphStage
+
+__all__ = ['RunLog', 'adjacency_image']
+
+
+class RunLog:
+    """Console, CSV and TensorBoard of one run. Only the primary process has one that speaks.
+
+    Args:
+        folder: Where ``summary.csv`` and the event files go; None: silent.
+        start_epoch: First epoch of this session: older rows are kept, later ones replaced.
+        tensorboard: Whether to write event files.
+
+    Raises:
+        ImportError: TensorBoard is asked for and not installed.
+    """
+
+    def __init__(self, folder: Path | None, start_epoch: int = 0, tensorboard: bool = True):
+        self.folder = folder
+        self.board = None
+        self.bar = None
+        if folder is None:
+            return
+        trim_summary(str(folder / 'summary.csv'), start_epoch)
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                raise ImportError(
+                    'tensorboard is missing: pip install timm-topo[train], or --no-tensorboard'
+                ) from None
+            self.board = SummaryWriter(str(folder), purge_step=start_epoch)
+
+    def say(self, text: str) -> None:
+        """One line on the console."""
+        if self.folder is not None:
+            tqdm.write(text)
+            sys.stdout.flush()
+
+    def start_epoch(self, epoch: int, epochs: int, batches: int) -> None:
+        """Open the progress bar, on a terminal."""
+        if self.folder is not None and sys.stderr.isatty():
+            self.bar = tqdm(total=batches, desc=f'epoch {epoch + 1}/{epochs}', leave=False)
+
+    def batch(self, text: str, line: bool) -> None:
+        """One batch is done: move the bar, or print a line if ``line``."""
+        if self.bar is not None:
+            self.bar.set_postfix_str(text, refresh=False)
+            self.bar.update()
+        elif line:
+            self.say(f'  {text}')
+
+    def end_epoch(self) -> None:
+        """Close the bar."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    def epoch(self, epoch: int, train: dict, evaluation: dict, lr: float, model: nn.Module):
+        """Write down what an epoch gave."""
+        if self.folder is None:
+            return
+        update_summary(epoch, train, evaluation, str(self.folder / 'summary.csv'), lr=lr)
+        if self.board is None:
+            return
+        for group, metrics in (('train', train), ('eval', evaluation)):
+            for name, value in metrics.items():
+                self.board.add_scalar(f'{group}/{name}', value, epoch)
+        self.board.add_scalar('train/lr', lr, epoch)
+        for name, stage in _stages(model).items():
+            weights = stage.connectivity.edge_weights().detach().float().cpu()
+            self.board.add_histogram(f'edge_weights/{name}', weights, epoch)
+            self.board.add_image(f'adjacency/{name}', adjacency_image(stage, weights), epoch)
+        self.board.flush()
+
+    def close(self) -> None:
+        self.end_epoch()
+        if self.board is not None:
+            self.board.close()
+
+
+def _stages(model: nn.Module) -> dict[str, GraphStage]:
+    """Graph stages whose weights are the same for every image; none for a plain timm model."""
+    if not any(isinstance(module, GraphStage) for module in model.modules()):
+        return {}
+    return {n: s for n, s in graph_stages(model).items() if not s.needs_context}
+
+
+def adjacency_image(stage: GraphStage, weights: Tensor, pixels: int = 8) -> Tensor:
+    """Adjacency matrix as an image, rows = targets, as in TopoNet's Fig. 3.
+
+    Args:
+        stage: The stage.
+        weights: Its edge weights ``(E,)``.
+        pixels: Size of a cell.
+
+    Returns:
+        ``(3, N * pixels, N * pixels)`` in [0, 1]: red is positive, blue negative, white 0, grey
+        no edge; full colour at the largest magnitude.
+    """
+    n = stage.wiring.num_nodes
+    image = torch.full((3, n, n), 0.85)
+    shade = weights / weights.abs().max().clamp(min=1e-12)
+    for (source, target), value in zip(stage.wiring.edges, shade.tolist()):
+        fade = 1 - abs(value)
+        image[:, target, source] = torch.tensor(
+            (1.0, fade, fade) if value >= 0 else (fade, fade, 1.0)
+        )
+    return image.repeat_interleave(pixels, 1).repeat_interleave(pixels, 2)
+
+
+def prepare_folder(output: str, experiment: str, resume: str) -> tuple[Path, str]:
+    """Folder of the run and the checkpoint to resume from (``''``: none).
+
+    Raises:
+        FileExistsError: The folder holds a run and nothing says to go on with it.
+        FileNotFoundError: The checkpoint to resume from does not exist.
+    """
+    folder = Path(output) / experiment
+    last = folder / 'last.pth.tar'
+    if resume == 'auto':
+        resume = str(last) if last.is_file() else ''
+    elif resume and not Path(resume).is_file():
+        raise FileNotFoundError(f'no checkpoint {resume} to resume from')
+    elif not resume and (folder / 'summary.csv').exists():
+        raise FileExistsError(
+            f'{folder} holds a run: go on with --resume auto, or choose another --experiment'
+        )
+    return folder, resume
+
+
+def is_quiet() -> bool:
+    """Whether another process of a distributed run does the talking."""
+    return int(os.environ.get('RANK', 0)) != 0

@@ -1,0 +1,280 @@
+"""The training run: resume, epochs, evaluation, checkpoints, out of timm's own parts.
+
+A resumed run continues bit for bit on CPU: every epoch seeds the generators anew and loader
+workers do not outlive an epoch.
+"""
+
+import copy
+import math
+import time
+from argparse import Namespace
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+import yaml
+from timm.scheduler import create_scheduler_v2, scheduler_kwargs
+from timm.task import load_task_ema_checkpoint, resume_task_checkpoint
+from timm.utils import (
+    CheckpointSaver,
+    dispatch_clip_grad,
+    distribute_bn,
+    init_distributed_device,
+    is_primary,
+    random_seed,
+    reduce_tensor,
+)
+from torch import nn
+
+from ..checkpoint import read_checkpoint, save
+from .build import Run, build, default_name
+from .evaluate import evaluate
+from .log import RunLog, prepare_folder
+
+__all__ = ['train']
+
+
+def train(args: Namespace) -> dict:
+    """Train, evaluate and save as ``args`` say (see :mod:`timm_topo.training.options`).
+
+    The folder of the run receives ``args.yaml``, ``summary.csv``, TensorBoard events, timm
+    checkpoints (``last``, ``model_best``) and, at the end, ``model/``: the best weights with their
+    wiring, readable by :func:`timm_topo.load` and by timm alone.
+
+    Returns:
+        ``folder``, ``best_epoch`` and ``best_top1`` (percent), and ``model``, the folder of the
+        saved network.
+
+    Raises:
+        FileExistsError: The experiment exists and ``resume`` is not set.
+        FileNotFoundError: Data, checkpoint or saved network is missing.
+        FloatingPointError: The loss is no longer finite.
+        ValueError: Data and model do not fit, or a checkpoint is damaged.
+    """
+    args = copy.deepcopy(args)
+    args.device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    args.experiment = args.experiment or default_name(args)
+    folder, resume = prepare_folder(args.output, args.experiment, args.resume)
+    device = init_distributed_device(args)
+    try:
+        random_seed(args.seed, args.rank)
+        run, data_config, classes = build(args, device)
+        start_epoch = _resume(run, resume)
+        _wrap(run)
+        epochs = _schedule(run, start_epoch)
+        if is_primary(args):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / 'args.yaml').write_text(yaml.safe_dump(vars(args)), encoding='utf-8')
+            run.log = RunLog(folder, start_epoch, not args.no_tensorboard)
+            _announce(run, start_epoch, epochs)
+            run.saver = CheckpointSaver(
+                run.model,
+                run.optimizer,
+                amp_scaler=run.scaler,
+                checkpoint_dir=str(folder),
+                recovery_dir=str(folder),
+                max_history=args.checkpoint_hist,
+                task=run.task,
+            )
+            if resume and Path(resume).parent.resolve() == folder.resolve():
+                run.saver.load_state_dict_from_checkpoint(resume)
+        try:
+            for epoch in range(start_epoch, epochs):
+                _epoch(run, epoch, epochs)
+        finally:
+            run.log.close()
+        return _finish(run, folder, data_config, classes)
+    finally:
+        if args.distributed:
+            torch.distributed.destroy_process_group()
+
+
+# -- preparing --------------------------------------------------------------------------------
+
+
+def _resume(run: Run, checkpoint: str) -> int:
+    """Restore model, optimizer, scaler and EMA; the epoch to start with."""
+    args, epoch = run.args, 0
+    if checkpoint:
+        read_checkpoint(checkpoint)  # for its errors
+        epoch = resume_task_checkpoint(
+            run.task, checkpoint, run.optimizer, run.scaler, log_info=False
+        )
+    if args.model_ema:
+        run.task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup)
+        if checkpoint:
+            load_task_ema_checkpoint(run.task, checkpoint)
+    return epoch or 0
+
+
+def _wrap(run: Run) -> None:
+    """torch.compile, then DDP."""
+    if run.args.torchcompile:
+        run.task.compile(backend=run.args.torchcompile)
+        if run.task.has_ema():
+            run.task.compile_ema(backend=run.args.torchcompile)
+    if run.args.distributed:
+        run.task.prepare_distributed(device_ids=[run.device])
+
+
+def _schedule(run: Run, start_epoch: int) -> int:
+    """Create the scheduler, at its place for ``start_epoch``; the number of epochs."""
+    updates = math.ceil(len(run.loader_train) / run.args.grad_accum_steps)
+    run.scheduler, epochs = create_scheduler_v2(
+        run.optimizer,
+        **scheduler_kwargs(run.args, decreasing_metric=False),
+        updates_per_epoch=updates,
+    )
+    if start_epoch > 0:
+        if run.args.sched_on_updates:
+            run.scheduler.step_update(start_epoch * updates)
+        else:
+            run.scheduler.step(start_epoch)
+    return epochs
+
+
+def _announce(run: Run, start_epoch: int, epochs: int) -> None:
+    args, task = run.args, run.task
+    parameters = sum(p.numel() for p in run.model.parameters())
+    sparsity = f', sparsity {task.sparsity} x {task.sparsity_weight:g}'
+    run.log.say(
+        f'{args.from_saved or args.model}: {parameters:,} parameters'
+        f'{sparsity if task.sparsity != "none" else ""}; '
+        f'{args.world_size} x {args.batch_size} images x {args.grad_accum_steps} steps per update '
+        f'on {args.device}; epochs {start_epoch + 1} to {epochs}'
+    )
+
+
+# -- running -------------------------------------------------------------------------------------
+
+
+def _epoch(run: Run, epoch: int, epochs: int) -> None:
+    args = run.args
+    random_seed(args.seed + epoch, args.rank)
+    if hasattr(run.loader_train.sampler, 'set_epoch'):
+        run.loader_train.sampler.set_epoch(epoch)
+    lr = run.optimizer.param_groups[0]['lr']
+    train_metrics = _train_epoch(run, epoch, epochs)
+    if not math.isfinite(train_metrics['loss']):
+        raise FloatingPointError(
+            f'the loss is {train_metrics["loss"]} in epoch {epoch + 1}: try a smaller --lr, '
+            '--warmup-epochs or --clip-grad'
+        )
+    if args.distributed and args.dist_bn:
+        distribute_bn(run.task.get_trainable_module(), args.world_size, args.dist_bn == 'reduce')
+    eval_metrics = _evaluate(run, run.task.get_eval_model())
+    shown = f'top-1 {eval_metrics["top1"]:.2f}%'
+    if run.task.has_ema():
+        if args.distributed and args.dist_bn:
+            distribute_bn(
+                run.task.get_trainable_module(ema=True), args.world_size, args.dist_bn == 'reduce'
+            )
+        averaged = _evaluate(run, run.task.get_eval_model(ema=True))
+        shown += f', averaged weights {averaged["top1"]:.2f}%'
+        eval_metrics = {**averaged, 'raw_top1': eval_metrics['top1']}
+    run.scheduler.step(epoch + 1, eval_metrics['top1'])
+    if is_primary(args):
+        run.log.epoch(epoch, train_metrics, eval_metrics, lr, run.model)
+        run.saver.save_checkpoint(epoch, eval_metrics['top1'])
+        run.log.say(
+            f'epoch {epoch + 1}/{epochs}: loss {train_metrics["task_loss"]:.4f}, '
+            f'sparsity {train_metrics["sparsity"]:.2f}, {shown} '
+            f'({train_metrics["seconds"]:.0f} s)'
+        )
+
+
+def _train_epoch(run: Run, epoch: int, epochs: int) -> dict:
+    args, loader, steps = run.args, run.loader_train, run.args.grad_accum_steps
+    start = time.perf_counter()
+    run.task.train()
+    run.optimizer.zero_grad()
+    run.log.start_epoch(epoch, epochs, len(loader))
+    sums, count = torch.zeros(3, dtype=torch.float64, device=run.device), 0
+    updates = epoch * math.ceil(len(loader) / steps)
+    for batch, (images, target) in enumerate(loader):
+        last = batch + 1 == len(loader)
+        update = last or (batch + 1) % steps == 0
+        share = min(steps, len(loader) - batch // steps * steps)
+        result = _backward(run, images, target, share, update)
+        losses = torch.stack([result['loss'], result['task_loss'], result['sparsity']])
+        sums += losses.detach().double() * len(target)
+        count += len(target)
+        if update:
+            run.optimizer.zero_grad()
+            updates += 1
+            run.task.update_ema(step=updates)
+            if args.sched_on_updates:
+                run.scheduler.step_update(updates)
+        line = last or (batch + 1) % args.log_interval == 0
+        if line or run.log.bar is not None:
+            run.log.batch(_progress(batch, loader, sums, count, start) if line else '', line)
+    run.log.end_epoch()
+    means = sums / count
+    if args.distributed:
+        means = reduce_tensor(means, args.world_size)
+    loss, task_loss, sparsity = means.tolist()
+    seconds = time.perf_counter() - start
+    return dict(loss=loss, task_loss=task_loss, sparsity=sparsity, seconds=seconds)
+
+
+def _progress(batch: int, loader, sums: torch.Tensor, count: int, start: float) -> str:
+    _, task_loss, sparsity = (sums / count).tolist()
+    rate = count / (time.perf_counter() - start)
+    return (
+        f'batch {batch + 1}/{len(loader)}: loss {task_loss:.4f}, sparsity {sparsity:.2f}, '
+        f'{rate:.0f} images/s per process'
+    )
+
+
+def _backward(run: Run, images, target, share: int, update: bool) -> dict:
+    """Forward, backward and, at the end of an accumulation, the optimizer's step."""
+    args, module = run.args, run.task.get_trainable_module()
+    if args.channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    wait = module.no_sync() if args.distributed and not update else nullcontext()
+    with wait:
+        with run.autocast():
+            result = run.task(images, target)
+        loss = result['loss'] / share
+        clip = dict(clip_grad=args.clip_grad, clip_mode=args.clip_mode)
+        if run.scaler is not None:
+            parameters = list(run.model.parameters())
+            run.scaler(loss, run.optimizer, parameters=parameters, need_update=update, **clip)
+            return result
+        loss.backward()
+    if update:
+        if args.clip_grad is not None:
+            dispatch_clip_grad(run.model.parameters(), args.clip_grad, mode=args.clip_mode)
+        run.optimizer.step()
+    return result
+
+
+def _evaluate(run: Run, model: nn.Module) -> dict:
+    return evaluate(
+        model,
+        run.loader_eval,
+        run.device,
+        run.autocast,
+        run.args.channels_last,
+        run.args.distributed,
+    )
+
+
+def _finish(run: Run, folder: Path, data_config: dict, classes: list[str] | None) -> dict:
+    """Save the best weights with their wiring."""
+    if not is_primary(run.args):
+        return {}
+    best = copy.deepcopy(run.model).cpu()
+    best.load_state_dict(read_checkpoint(folder / 'model_best.pth.tar'))
+    data_config = {k: data_config[k] for k in ('input_size', 'mean', 'std', 'crop_pct')}
+    model_folder = save(best, folder / 'model', label_names=classes, data_config=data_config)
+    run.log.say(
+        f'best: top-1 {run.saver.best_metric:.2f}% in epoch {run.saver.best_epoch + 1}; '
+        f'saved network: {model_folder}'
+    )
+    return {
+        'folder': folder,
+        'model': model_folder,
+        'best_epoch': run.saver.best_epoch,
+        'best_top1': run.saver.best_metric,
+    }

@@ -1,0 +1,207 @@
+"""Options of ``tools/train.py``: timm's names and meanings, from YAML or the command line."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from timm.utils import ParseKwargs
+
+__all__ = ['build_parser', 'parse_args']
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser. Options that timm's ``train.py`` has are called and mean the same here."""
+    parser = argparse.ArgumentParser(
+        description='Train an image classifier whose connectivity is learned.',
+        epilog='Several processes: torchrun --nproc-per-node=N tools/train.py ...',
+    )
+    parser.add_argument('-c', '--config', metavar='FILE', help='YAML file with options')
+    for add in (_data, _model, _optimizer, _schedule, _augmentation, _device, _run):
+        add(parser)
+    return parser
+
+
+def _data(parser):
+    group = parser.add_argument_group('data')
+    group.add_argument(
+        '--dataset', default='digits', metavar='NAME',
+        help="digits (built in), idx, strips, torch/..., hfds/..., wds/..., tfds/..., or '' for a "
+        'folder of class folders (default: digits)',
+    )  # fmt: skip
+    group.add_argument('--data-dir', metavar='DIR', help='folder with the data')
+    group.add_argument('--train-split', default='train', metavar='NAME')
+    group.add_argument('--val-split', default='validation', metavar='NAME')
+    group.add_argument('--dataset-download', action='store_true', help='let torch/... download')
+    group.add_argument('-j', '--workers', type=int, default=2, metavar='N')
+    group.add_argument('--img-size', type=int, metavar='N', help="default: the model's")
+    group.add_argument('--input-size', type=int, nargs=3, metavar='N', help='C H W')
+    group.add_argument('--crop-pct', type=float, metavar='PCT', help='validation centre crop')
+    group.add_argument('--mean', type=float, nargs='+')
+    group.add_argument('--std', type=float, nargs='+')
+    group.add_argument('--interpolation', default='', metavar='NAME')
+
+
+def _model(parser):
+    group = parser.add_argument_group('model')
+    group.add_argument('--model', default='toponet_tiny_adaptive', metavar='NAME')
+    group.add_argument('--model-kwargs', nargs='*', default={}, action=ParseKwargs)
+    group.add_argument('--num-classes', type=int, metavar='N', help='default: as in the data')
+    group.add_argument('--drop', type=float, default=0.0, metavar='PCT')
+    group.add_argument('--initial-checkpoint', default='', metavar='PATH')
+    group.add_argument(
+        '--from-saved', metavar='FOLDER',
+        help='train the saved (pruned) network in FOLDER instead of --model',
+    )  # fmt: skip
+    group.add_argument(
+        '--from-saved-weights', default='reset', choices=('reset', 'keep', 'frozen', 'finetune'),
+        help='retrain from scratch with edge weights reset, kept or frozen, or finetune everything',
+    )  # fmt: skip
+
+
+def _optimizer(parser):
+    group = parser.add_argument_group('optimizer')
+    group.add_argument('-b', '--batch-size', type=int, default=128, metavar='N', help='per process')
+    group.add_argument('-vb', '--validation-batch-size', type=int, metavar='N')
+    group.add_argument('--grad-accum-steps', type=int, default=1, metavar='N')
+    group.add_argument('--opt', default='sgd', metavar='NAME', help='any timm optimizer')
+    group.add_argument('--opt-eps', type=float)
+    group.add_argument('--opt-betas', type=float, nargs='+')
+    group.add_argument('--opt-kwargs', nargs='*', default={}, action=ParseKwargs)
+    group.add_argument('--momentum', type=float, default=0.9)
+    group.add_argument('--weight-decay', type=float, default=1e-4)
+    group.add_argument('--layer-decay', type=float)
+    group.add_argument('--clip-grad', type=float, metavar='NORM')
+    group.add_argument('--clip-mode', default='norm', choices=('norm', 'value', 'agc'))
+
+
+def _schedule(parser):
+    group = parser.add_argument_group('schedule')
+    group.add_argument('--sched', default='cosine', metavar='NAME', help='any timm scheduler')
+    group.add_argument('--lr', type=float, default=0.1, help='for the whole batch, not scaled')
+    group.add_argument('--epochs', type=int, default=100, metavar='N')
+    group.add_argument('--warmup-epochs', type=int, default=0, metavar='N')
+    group.add_argument('--warmup-lr', type=float, default=1e-5)
+    group.add_argument('--min-lr', type=float, default=0.0)
+    group.add_argument('--cooldown-epochs', type=int, default=0, metavar='N')
+    group.add_argument('--decay-milestones', type=int, nargs='+', default=[60, 120, 160])
+    group.add_argument('--decay-epochs', type=float, default=90)
+    group.add_argument('--decay-rate', type=float, default=0.1)
+    group.add_argument('--sched-on-updates', action='store_true')
+
+
+def _augmentation(parser):
+    group = parser.add_argument_group('augmentation and regularisation')
+    group.add_argument('--no-aug', action='store_true', help='none at all')
+    group.add_argument(
+        '--crop-padding', type=int, metavar='N',
+        help='pad by N and crop at random, then flip: the CIFAR recipe, instead of resized crops',
+    )  # fmt: skip
+    group.add_argument('--scale', type=float, nargs=2, default=[0.08, 1.0])
+    group.add_argument('--ratio', type=float, nargs=2, default=[3 / 4, 4 / 3])
+    group.add_argument('--hflip', type=float, default=0.5)
+    group.add_argument('--vflip', type=float, default=0.0)
+    group.add_argument('--color-jitter', type=float, default=0.0)
+    group.add_argument('--aa', metavar='POLICY', help='AutoAugment or RandAugment policy')
+    group.add_argument('--train-interpolation', default='random')
+    group.add_argument('--reprob', type=float, default=0.0, help='random erasing')
+    group.add_argument('--mixup', type=float, default=0.0)
+    group.add_argument('--cutmix', type=float, default=0.0)
+    group.add_argument('--mixup-prob', type=float, default=1.0)
+    group.add_argument('--mixup-switch-prob', type=float, default=0.5)
+    group.add_argument('--smoothing', type=float, default=0.1, help='label smoothing')
+
+
+def _device(parser):
+    group = parser.add_argument_group('device')
+    group.add_argument('--device', help='default: cuda if there is one, else cpu')
+    group.add_argument('--amp', action='store_true', help='mixed precision')
+    group.add_argument('--amp-dtype', default='float16', choices=('float16', 'bfloat16'))
+    group.add_argument('--channels-last', action='store_true')
+    group.add_argument('--torchcompile', nargs='?', const='inductor', metavar='BACKEND')
+    group.add_argument('--grad-checkpointing', action='store_true')
+    group.add_argument('--sync-bn', action='store_true')
+    group.add_argument('--dist-bn', default='reduce', choices=('reduce', 'broadcast', ''))
+
+
+def _run(parser):
+    group = parser.add_argument_group('run')
+    group.add_argument('--model-ema', action='store_true', help='also keep averaged weights')
+    group.add_argument('--model-ema-decay', type=float, default=0.9998)
+    group.add_argument('--model-ema-warmup', action='store_true')
+    group.add_argument('--output', default='output', metavar='DIR')
+    group.add_argument('--experiment', default='', metavar='NAME', help='folder in --output')
+    group.add_argument(
+        '--resume', default='', metavar='PATH',
+        help="checkpoint to go on from, or 'auto': the experiment's last one if there is one",
+    )  # fmt: skip
+    group.add_argument('--seed', type=int, default=42)
+    group.add_argument('--log-interval', type=int, default=50, metavar='N', help='batches')
+    group.add_argument('--checkpoint-hist', type=int, default=2, metavar='N')
+    group.add_argument('--no-tensorboard', action='store_true')
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Defaults, overridden by the YAML file, overridden by the command line.
+
+    Args:
+        argv: Arguments; the command line's by default. Errors exit with status 2 and a message.
+    """
+    parser = build_parser()
+    config = parser.parse_known_args(argv)[0].config
+    if config:
+        try:
+            parser.set_defaults(**read_config(config, parser))
+        except (OSError, ValueError, TypeError) as error:
+            parser.error(str(error))
+    args = parser.parse_args(argv)
+    for name in ('batch_size', 'grad_accum_steps', 'epochs', 'log_interval', 'checkpoint_hist'):
+        if getattr(args, name) < 1:
+            parser.error(f'--{name.replace("_", "-")} must be at least 1')
+    return args
+
+
+def read_config(path: str | Path, parser: argparse.ArgumentParser) -> dict:
+    """Options from a YAML file, checked against the parser.
+
+    Raises:
+        OSError: The file cannot be read.
+        TypeError: A value is of the wrong type for its option.
+        ValueError: No YAML mapping, or an option that does not exist.
+    """
+    try:
+        options = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
+    except yaml.YAMLError as error:
+        raise ValueError(f'{path} is not YAML: {error}') from None
+    if not isinstance(options, dict):
+        raise ValueError(f'{path} holds no options')
+    actions = {action.dest: action for action in parser._actions}
+    unknown = sorted(set(options) - (set(actions) - {'config', 'help'}))
+    if unknown:
+        raise ValueError(f'{path}: unknown option {", ".join(unknown)}')
+    for name, value in options.items():
+        options[name] = _typed(path, actions[name], value)
+    return options
+
+
+def _typed(path, action: argparse.Action, value):
+    """A YAML value as the command line would have given it: ``1e-4`` is text to YAML."""
+    if isinstance(action, argparse._StoreTrueAction):
+        ok = isinstance(value, bool)
+    elif isinstance(action, ParseKwargs):
+        ok = isinstance(value, dict)
+    elif action.nargs in ('+', 2, 3):
+        ok = isinstance(value, list)
+        value = [action.type(one) for one in value] if ok else value
+    else:
+        ok = not isinstance(value, (dict, list))
+        if ok and value is not None and action.type is not None:
+            try:
+                value = action.type(value)
+            except ValueError:
+                ok = False
+    if ok and action.choices and value not in action.choices:
+        ok = False
+    if not ok:
+        raise TypeError(f'{path}: bad value for {action.dest}: {value!r}')
+    return value
