@@ -71,7 +71,7 @@ def residual(num_nodes: int, interval: int) -> Wiring:
 def random(num_nodes: int, p: float, seed: int = 0) -> Wiring:
     """Each pair is linked with probability ``p`` (TopoNet, Table 3), then nothing is left dead.
 
-    Nodes without a source are fed by the input, nodes without a target feed the output.
+    Computing nodes without a source are fed by the input, those without a target feed the output.
 
     Raises:
         ValueError: ``p`` outside [0, 1].
@@ -103,8 +103,10 @@ def barabasi_albert(num_nodes: int, m: int = 5, seed: int = 0) -> Wiring:
         ValueError: Not 1 <= m < N - 2.
     """
     n = _computing(num_nodes)
-    if not 1 <= m < n:
-        raise ValueError(f'm must be in 1..{n - 1} for {num_nodes} nodes ({n} computing), got {m}')
+    if not isinstance(m, int) or not 1 <= m < n:
+        raise ValueError(
+            f'm must be an integer in 1..{n - 1} for {num_nodes} nodes ({n} computing), got {m}'
+        )
     start = nx.Graph((i, m) for i in range(m))
     return _orient(num_nodes, nx.barabasi_albert_graph(n, m, seed=seed, initial_graph=start))
 
@@ -117,8 +119,10 @@ def watts_strogatz(num_nodes: int, k: int = 4, p: float = 0.75, seed: int = 0) -
     """
     _check_probability(p)
     n = _computing(num_nodes)
-    if not 2 <= k <= n:
-        raise ValueError(f'k must be in 2..{n} for {num_nodes} nodes ({n} computing), got {k}')
+    if not isinstance(k, int) or not 2 <= k <= n:
+        raise ValueError(
+            f'k must be an integer in 2..{n} for {num_nodes} nodes ({n} computing), got {k}'
+        )
     graph = nx.connected_watts_strogatz_graph(n, k, p, tries=200, seed=seed)
     return _orient(num_nodes, graph)
 
@@ -140,10 +144,13 @@ def _orient(num_nodes: int, graph: nx.Graph) -> Wiring:
 
 
 def _attach(num_nodes: int, edges: set[tuple[int, int]]) -> Wiring:
-    """Feed sourceless nodes from the input and let targetless nodes feed the output."""
+    """Feed sourceless computing nodes from the input, let targetless ones feed the output."""
     output = num_nodes - 1
-    edges = edges | {(0, j) for j in set(range(1, num_nodes)) - {t for _, t in edges}}
-    edges = edges | {(i, output) for i in set(range(output)) - {s for s, _ in edges}}
+    computing = set(range(1, output))
+    if not computing:
+        return Wiring(num_nodes, ((0, output),))
+    edges = edges | {(0, j) for j in computing - {target for _, target in edges}}
+    edges = edges | {(i, output) for i in computing - {source for source, _ in edges}}
     return Wiring(num_nodes, tuple(edges))
 
 
@@ -210,7 +217,10 @@ def make_wiring(spec: str | dict | Wiring, num_nodes: int | None = None, stage: 
         raise ValueError(f'wiring {name!r} needs num_nodes')
     signature = inspect.signature(WIRINGS[name])
     if 'seed' in signature.parameters:
-        options['seed'] = options.get('seed', 0) + stage
+        seed = options.get('seed', 0)
+        if not isinstance(seed, int):
+            raise TypeError(f'seed of wiring {name!r} must be an integer, got {seed!r}')
+        options['seed'] = seed + stage
     try:
         signature.bind(num_nodes, **options)
     except TypeError as error:

@@ -30,14 +30,15 @@ def check_sparsity(kind: str) -> str:
     return kind
 
 
-def edge_penalty(wiring: Wiring, kind: str) -> Tensor:
+def edge_penalty(wiring: Wiring, kind: str, dtype: torch.dtype | None = None) -> Tensor:
     """Penalty per edge ``(E,)`` in the order of ``wiring.edges``.
 
     >>> edge_penalty(Wiring(3, ((0, 1), (0, 2), (1, 2))), 'adaptive')
     tensor([0.0000, 0.6931, 0.6931])
     """
     penalty = SPARSITY[check_sparsity(kind)]
-    return torch.tensor([penalty(wiring.in_degrees[target]) for _, target in wiring.edges])
+    values = [penalty(wiring.in_degrees[target]) for _, target in wiring.edges]
+    return torch.tensor(values, dtype=dtype)
 
 
 def sparsity_loss(model: nn.Module, kind: str | None = None) -> Tensor:
@@ -55,7 +56,7 @@ def sparsity_loss(model: nn.Module, kind: str | None = None) -> Tensor:
     if not stages:
         raise ValueError(f'{type(model).__name__} has no graph stage to make sparse')
     if kind == 'none':
-        return next(model.parameters()).new_zeros(())
+        return stages[0].connectivity.edge_weights().new_zeros(())
     return sum(_stage_loss(stage, kind) for stage in stages)
 
 
@@ -67,4 +68,5 @@ def _stage_loss(stage: GraphStage, kind: str) -> Tensor:
 
 @lru_cache(maxsize=256)  # asked for in every training step: no copy to the device each time
 def _penalty_on(wiring: Wiring, kind: str, device: torch.device, dtype: torch.dtype) -> Tensor:
-    return edge_penalty(wiring, kind).to(device, dtype)
+    with torch.inference_mode(False):  # an inference tensor would be of no use in training
+        return edge_penalty(wiring, kind, dtype).to(device)

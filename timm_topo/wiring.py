@@ -50,9 +50,7 @@ class Wiring:
             raise ValueError(
                 f'a wiring needs at least 2 nodes (input and output), got num_nodes={n}'
             )
-        edges = sorted(
-            ((_node_id(s), _node_id(t)) for s, t in self.edges), key=lambda e: (e[1], e[0])
-        )
+        edges = sorted((_edge(edge) for edge in self.edges), key=lambda e: (e[1], e[0]))
         for source, target in edges:
             if not (0 <= source < n and 0 <= target < n):
                 raise ValueError(
@@ -105,12 +103,18 @@ class Wiring:
 
     def preds(self, node: int) -> tuple[int, ...]:
         """Sources of the in-edges of ``node``, ascending."""
+        self._check_node(node)
         start, stop = self.in_edges[node]
         return tuple(source for source, _ in self.edges[start:stop])
 
     def succs(self, node: int) -> tuple[int, ...]:
         """Targets of the out-edges of ``node``, ascending."""
+        self._check_node(node)
         return tuple(target for source, target in self.edges if source == node)
+
+    def _check_node(self, node: int) -> None:
+        if not 0 <= node < self.num_nodes:
+            raise ValueError(f'{self} has nodes 0..{self.num_nodes - 1}, not {node}')
 
     @property
     def search_space(self) -> int:
@@ -177,7 +181,7 @@ class Wiring:
     @classmethod
     def from_edges(cls, edges: Iterable[tuple[int, int]], num_nodes: int | None = None) -> Wiring:
         """From an edge list; ``num_nodes`` defaults to the largest node id plus one."""
-        edges = [tuple(edge) for edge in edges]
+        edges = [_edge(edge) for edge in edges]
         if num_nodes is None:
             if not edges:
                 raise ValueError('an empty edge list needs an explicit num_nodes')
@@ -209,7 +213,7 @@ class Wiring:
         if not nx.is_directed_acyclic_graph(graph):
             cycle = [source for source, _ in nx.find_cycle(graph)]
             raise ValueError(f'the graph has a cycle through nodes {cycle}; a wiring is acyclic')
-        ordered = set(graph.nodes) == set(range(len(graph)))
+        ordered = all(type(node) is int for node in graph) and set(graph) == set(range(len(graph)))
         if ordered and all(source < target for source, target in graph.edges):
             return cls(len(graph), tuple(graph.edges))
         new_id = {node: i for i, node in enumerate(nx.topological_sort(graph))}
@@ -229,10 +233,9 @@ class Wiring:
         if not isinstance(data, dict) or set(data) != {'num_nodes', 'edges'}:
             got = sorted(data) if isinstance(data, dict) else type(data).__name__
             raise ValueError(f"a wiring needs the keys 'num_nodes' and 'edges', got {got}")
-        for edge in data['edges']:
-            if not isinstance(edge, (list, tuple)) or len(edge) != 2:
-                raise ValueError(f'an edge is a pair [source, target], got {edge!r}')
-        return cls(data['num_nodes'], tuple(tuple(edge) for edge in data['edges']))
+        if not isinstance(data['edges'], (list, tuple)):
+            raise ValueError(f"'edges' must be a list of pairs, got {data['edges']!r}")
+        return cls(data['num_nodes'], tuple(data['edges']))
 
     def to_json(self, path: str | Path | None = None) -> str:
         """As JSON text, written to ``path`` where one is given."""
@@ -263,9 +266,17 @@ class Wiring:
     def from_graphml(cls, path: str | Path) -> Wiring:
         """Read GraphML. Integer node labels keep their order, as in :meth:`from_networkx`."""
         graph = nx.read_graphml(str(path))
-        if all(str(node).isdecimal() for node in graph):
+        if all(node.isdecimal() and str(int(node)) == node for node in graph):
             graph = nx.relabel_nodes(graph, int)
         return cls.from_networkx(graph)
+
+
+def _edge(edge: tuple[int, int]) -> tuple[int, int]:
+    try:
+        source, target = edge
+    except (TypeError, ValueError):
+        raise ValueError(f'an edge is a pair (source, target), got {edge!r}') from None
+    return _node_id(source), _node_id(target)
 
 
 def _node_id(value: int) -> int:

@@ -63,8 +63,7 @@ def count_flops(model: nn.Module, input_size: Sequence[int] | None = None) -> Fl
         model: Any timm model.
         input_size: ``(C, H, W)``; the model's own by default.
     """
-    from fvcore.nn import FlopCountAnalysis  # optional, and slow to import
-
+    analysis = fvcore_nn().FlopCountAnalysis
     size = input_size or model.pretrained_cfg['input_size']
     reference = next(model.parameters())
     image = torch.zeros(1, *size, device=reference.device, dtype=reference.dtype)
@@ -85,11 +84,27 @@ def count_flops(model: nn.Module, input_size: Sequence[int] | None = None) -> Fl
                 hook.remove()
             with warnings.catch_warnings():
                 warnings.simplefilter('ignore')  # of torch.jit.trace
-                counted = FlopCountAnalysis(model, image).by_operator()
+                counted = analysis(model, image).by_operator()
     finally:
         log.setLevel(level)
         model.train(training)
     return Flops(int(counted['conv']), int(counted['linear']), sum(edges))
+
+
+def fvcore_nn():
+    """``fvcore.nn``, which is optional and, when imported, warns of its own use of TorchScript.
+
+    Raises:
+        ImportError: fvcore is missing.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', FutureWarning)
+            import fvcore.nn
+            import fvcore.nn.precise_bn
+    except ImportError as error:
+        raise ImportError(f'{error}: pip install timm-topo[analysis]') from None
+    return fvcore.nn
 
 
 def latency(

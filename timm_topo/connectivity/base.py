@@ -17,11 +17,13 @@ class Connectivity(nn.Module):
     """Contract: ``forward(node)`` returns the weights of the in-edges of ``node``.
 
     A rule subclasses this (or :class:`StaticConnectivity`), is built from a wiring and keyword
-    options, and implements ``forward``, ``edge_weights`` and ``reset_parameters``. Whatever it
-    stores per edge has the edge in dimension 0, in the order of ``wiring.edges``; pruning then
-    works without further code.
+    options, and implements ``forward``, ``edge_weights`` and ``reset_parameters``. What it stores
+    per edge it names in ``per_edge``; pruning then works without further code. A rule whose
+    constructor has an option ``channels`` is given the number of channels of the stage's maps.
 
     Attributes:
+        per_edge: Names of the parameters and buffers that have the edge in dimension 0, in the
+            order of ``wiring.edges``.
         needs_context: Whether ``forward`` receives the pooled features of the sources.
         weight_decay: Whether optimizers may decay the rule's parameters.
         options: Constructor options that differ from none, JSON-ready; what is learned or loaded
@@ -29,11 +31,13 @@ class Connectivity(nn.Module):
     """
 
     spans: List[List[int]]
+    per_edge: tuple[str, ...] = ()
     needs_context: bool = False
     weight_decay: bool = False
 
     def __init__(self, wiring: Wiring):
         super().__init__()
+        self.wiring = wiring
         self.num_edges = wiring.num_edges
         self.spans = [list(span) for span in wiring.in_edges]  # lists, for TorchScript
         self.options = {}
@@ -73,16 +77,16 @@ class Connectivity(nn.Module):
         if len(edges) != wiring.num_edges:
             raise ValueError(f'{len(edges)} edge indices for {wiring}')
         smaller = copy.deepcopy(self)
+        smaller.wiring = wiring
         smaller.num_edges = wiring.num_edges
         smaller.spans = [list(span) for span in wiring.in_edges]
-        for name, value in [*self.named_parameters(), *self.named_buffers()]:
-            if value.ndim == 0 or value.shape[0] != self.num_edges:
-                continue
-            owner, _, leaf = name.rpartition('.')
-            picked = value.detach()[torch.as_tensor(edges, dtype=torch.long)].clone()
+        picks = torch.as_tensor(edges, dtype=torch.long)
+        for name in self.per_edge:
+            value = getattr(self, name)
+            picked = value.detach()[picks.to(value.device)].clone()
             if isinstance(value, nn.Parameter):
                 picked = nn.Parameter(picked, requires_grad=value.requires_grad)
-            setattr(smaller.get_submodule(owner), leaf, picked)
+            setattr(smaller, name, picked)
         return smaller
 
     def extra_repr(self) -> str:
@@ -96,6 +100,7 @@ class StaticConnectivity(Connectivity):
     """
 
     alpha: Tensor
+    per_edge: tuple[str, ...] = ('alpha',)
 
     def squash(self, alpha: Tensor) -> Tensor:
         """Elementwise map from what is stored to what multiplies the features."""
@@ -132,6 +137,7 @@ def list_connectivity() -> list[str]:
 def build_connectivity(
     spec: str | dict | type[Connectivity],
     wiring: Wiring,
+    channels: int | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Connectivity:
@@ -140,6 +146,7 @@ def build_connectivity(
     Args:
         spec: A registered name; a dict with ``name`` and the rule's options; or a class.
         wiring: The wiring whose edges get weights.
+        channels: Channels of the maps, for rules with an option of that name.
         device: Where parameters live.
         dtype: Their type.
 
@@ -159,10 +166,13 @@ def build_connectivity(
         spec = _RULES[spec]
     if not (isinstance(spec, type) and issubclass(spec, Connectivity)):
         raise TypeError(f'a connectivity is a name, a dict with a name or a class, got {spec!r}')
+    signature = inspect.signature(spec)
+    if channels is not None and 'channels' in signature.parameters:
+        options.setdefault('channels', channels)
     try:
-        inspect.signature(spec).bind(wiring, **options)
+        signature.bind(wiring, **options)
     except TypeError as error:
-        raise TypeError(f'{spec.__name__}{inspect.signature(spec)}: {error}') from None
+        raise TypeError(f'{spec.__name__}{signature}: {error}') from None
     return spec(wiring, **options).to(device=device, dtype=dtype)
 
 

@@ -6,18 +6,17 @@ from typing import Callable, List, Optional, Tuple, Union
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import ClassifierHead, ConvNormAct, get_norm_layer
+from timm.layers import ClassifierHead, get_norm_layer
 from timm.models import build_model_with_cfg, generate_default_cfgs, named_apply, register_model
 from torch import Tensor, nn
 
 from ..connectivity import (
-    Connectivity,
     build_connectivity,
     connectivity_spec,
     undecayed_parameters,
 )
 from ..generators import is_explicit, make_wiring
-from ..nodes import SepConvEntry, SepConvNode
+from ..nodes import ConvNorm, SepConvEntry, SepConvNode
 from ..sparsity import check_sparsity, sparsity_loss
 from ..stages import GraphStage
 from ..wiring import Wiring
@@ -54,8 +53,8 @@ class TopoNet(nn.Module):
 
     Raises:
         TypeError: An unknown option, or a description of the wrong type.
-        ValueError: Numbers of stages that disagree, or an unknown wiring, connectivity, sparsity
-            or output stride.
+        ValueError: Numbers of stages that disagree, or an unknown wiring, connectivity, sparsity,
+            normalisation or output stride.
     """
 
     def __init__(
@@ -84,7 +83,7 @@ class TopoNet(nn.Module):
             raise ValueError(f'output_stride must be 8, 16 or 32, got {output_stride}')
         if not sparsity_weight >= 0:
             raise ValueError(f'sparsity_weight must be >= 0, got {sparsity_weight}')
-        norm_layer = get_norm_layer(norm_layer)
+        norm_layer = _norm_layer(norm_layer)
         dd = {'device': device, 'dtype': dtype}
         depth = len(widths)
         strides = _per_stage('strides', strides, depth)
@@ -103,15 +102,7 @@ class TopoNet(nn.Module):
         self.sparsity = check_sparsity(sparsity)
         self.sparsity_weight = sparsity_weight
 
-        self.stem = ConvNormAct(
-            in_chans,
-            stem_width,
-            stem_kernel,
-            stride=stem_stride,
-            norm_layer=norm_layer,
-            apply_act=False,
-            **dd,
-        )
+        self.stem = ConvNorm(in_chans, stem_width, stem_kernel, stem_stride, norm_layer, **dd)
         self.feature_info = [dict(num_chs=stem_width, reduction=stem_stride, module='stem')]
         stages, in_chs, reduction, dilation = [], stem_width, stem_stride, 1
         for stage, rule in enumerate(_per_stage('connectivity', connectivity, depth)):
@@ -123,7 +114,7 @@ class TopoNet(nn.Module):
             stages.append(
                 GraphStage(
                     wirings[stage],
-                    build_connectivity(rule, wirings[stage], **dd),
+                    build_connectivity(rule, wirings[stage], out_chs, **dd),
                     SepConvEntry(in_chs, out_chs, stride, dilation, norm_layer=norm_layer, **dd),
                     [
                         SepConvNode(
@@ -299,13 +290,20 @@ def _per_stage(name: str, value, depth: int) -> list:
     return list(value)
 
 
+def _norm_layer(norm_layer: Union[str, Callable[..., nn.Module]]) -> Callable[..., nn.Module]:
+    try:
+        return get_norm_layer(norm_layer)
+    except (AssertionError, KeyError):
+        raise ValueError(f'norm_layer {norm_layer!r} is no class and no name timm knows') from None
+
+
 def _init_weights(module: nn.Module, name: str = '') -> None:
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
     elif isinstance(module, nn.Linear):
         nn.init.normal_(module.weight, std=0.01)
         nn.init.zeros_(module.bias)
-    elif isinstance(module, Connectivity) or hasattr(module, 'running_mean'):
+    elif hasattr(module, 'reset_parameters'):  # normalisation and connectivity rules
         module.reset_parameters()
 
 

@@ -1,5 +1,6 @@
 """What a node computes."""
 
+from .conv_norm import ConvNorm
 from .sepconv import SepConvEntry, SepConvNode
 
-__all__ = ['SepConvEntry', 'SepConvNode']
+__all__ = ['ConvNorm', 'SepConvEntry', 'SepConvNode']

@@ -5,6 +5,8 @@ from typing import Callable
 from timm.layers import create_conv2d
 from torch import Tensor, nn
 
+from .conv_norm import ConvNorm
+
 __all__ = ['SepConvEntry', 'SepConvNode']
 
 
@@ -79,9 +81,7 @@ class SepConvEntry(nn.Module):
         self.node = SepConvNode(
             in_chs, out_chs, stride, dilation, inplace=False, norm_layer=norm_layer, **dd
         )
-        self.shortcut = nn.Sequential(
-            create_conv2d(in_chs, out_chs, 1, stride=stride, **dd), norm_layer(out_chs, **dd)
-        )
+        self.shortcut = ConvNorm(in_chs, out_chs, 1, stride, norm_layer, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.node(x) + self.shortcut(x)

@@ -47,8 +47,8 @@ class GraphStage(nn.Module):
             raise ValueError(
                 f'{wiring} has {wiring.num_nodes - 2} computing nodes, got {len(nodes)}'
             )
-        if connectivity.num_edges != wiring.num_edges:
-            raise ValueError(f'connectivity has {connectivity.num_edges} edges, {wiring} differs')
+        if connectivity.wiring != wiring:
+            raise ValueError(f'the connectivity was built for a wiring other than {wiring}')
         self.wiring = wiring
         self.preds = [list(wiring.preds(node)) for node in range(wiring.num_nodes)]
         self.needs_context = connectivity.needs_context

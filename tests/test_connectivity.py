@@ -1,0 +1,436 @@
+"""Every registered rule keeps the contract; and so do two toy rules that this file registers.
+
+The toys prove that a rule is one class: they are known to nothing but the registry, yet pass the
+same tests as the built-in rules and run in a model by name.
+"""
+
+import math
+from typing import Optional
+
+import pytest
+import timm
+import torch
+from timm.optim import create_optimizer_v2
+from torch import Tensor, nn
+
+from timm_topo.connectivity import (
+    Connectivity,
+    base,
+    build_connectivity,
+    connectivity_spec,
+    list_connectivity,
+    register_connectivity,
+    undecayed_parameters,
+)
+from timm_topo.generators import complete
+from timm_topo.stages import GraphStage
+from timm_topo.wiring import Wiring
+
+CHANNELS = 4
+#: In-degrees 1, 1, 2, 3, 2 and out-degrees that differ too: a mix-up of ends would show.
+WIRING = Wiring(6, [(0, 1), (0, 2), (1, 3), (2, 3), (0, 4), (1, 4), (3, 4), (3, 5), (4, 5)])
+#: A part of it without dead nodes, and where its edges are in ``WIRING.edges``.
+KEPT = (1, 3, 6, 7, 8)
+SMALLER, _ = WIRING.subgraph(WIRING.edges[e] for e in KEPT).prune()
+
+
+class ToySoftmax(Connectivity):
+    """Static and normalised: a_j = softmax(alpha_j) over the in-edges of j."""
+
+    per_edge = ('alpha',)
+
+    def __init__(self, wiring: Wiring):
+        super().__init__(wiring)
+        self.alpha = nn.Parameter(torch.empty(self.num_edges))
+        self.reset_parameters()
+
+    def forward(self, node: int, context: Optional[Tensor] = None) -> Tensor:
+        span = self.spans[node]
+        return torch.softmax(self.alpha[span[0] : span[1]], 0)
+
+    def edge_weights(self) -> Tensor:
+        return torch.cat([self(node) for node in range(len(self.spans))])
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.alpha)
+
+
+class ToyGate(Connectivity):
+    """Per image: a_ji = sigmoid(weight_ji . pooled x_i + bias_ji)."""
+
+    per_edge = ('weight', 'bias')
+    needs_context = True
+
+    def __init__(self, wiring: Wiring, channels: int):
+        super().__init__(wiring)
+        self.options = {'channels': channels}
+        self.weight = nn.Parameter(torch.empty(self.num_edges, channels))
+        self.bias = nn.Parameter(torch.empty(self.num_edges))
+        self.reset_parameters()
+
+    def forward(self, node: int, context: Optional[Tensor] = None) -> Tensor:
+        assert context is not None
+        span = self.spans[node]
+        logits = (context * self.weight[span[0] : span[1]]).sum(-1)
+        return torch.sigmoid(logits + self.bias[span[0] : span[1]])
+
+    def edge_weights(self) -> Tensor:
+        raise RuntimeError('the weights of a gate depend on the image')
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.weight, 0.1)
+        nn.init.zeros_(self.bias)
+
+
+TOYS = {'toy_softmax': ToySoftmax, 'toy_gate': ToyGate}
+RULES = [*list_connectivity(), *TOYS]
+#: Constructor options of rules that have required ones.
+OPTIONS = {'toy_gate': dict(channels=CHANNELS)}
+
+
+@pytest.fixture(autouse=True)
+def _toys_are_registered(monkeypatch):
+    monkeypatch.setattr(base, '_RULES', dict(base._RULES))
+    for name, rule in TOYS.items():
+        register_connectivity(name)(rule)
+
+
+def build(rule: str, wiring: Wiring = WIRING, **kwargs) -> Connectivity:
+    return build_connectivity({'name': rule, **OPTIONS.get(rule, {})}, wiring, **kwargs)
+
+
+def with_values(rule: str, wiring: Wiring = WIRING) -> Connectivity:
+    """A rule in float64 that has learned something: different values everywhere."""
+    connectivity = build(rule, wiring, dtype=torch.float64)
+    with torch.no_grad():
+        for value in [*connectivity.parameters(), *connectivity.buffers()]:
+            if value.is_floating_point():
+                value.uniform_(0.1, 0.9)
+    return connectivity.eval()
+
+
+def make_stage(connectivity: Connectivity, wiring: Wiring = WIRING) -> GraphStage:
+    """A stage around a rule, in the rule's dtype, with nodes that all differ."""
+    entry = nn.Conv2d(3, CHANNELS, 3, stride=2, padding=1)
+    nodes = [
+        nn.Sequential(nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1), nn.Tanh())
+        for _ in range(wiring.num_nodes - 2)
+    ]
+    return GraphStage(wiring, connectivity, entry, nodes).to(torch.float64).eval()
+
+
+def dense_stage(stage: GraphStage, x: Tensor) -> Tensor:
+    """The same stage as a dense adjacency matrix A (B, N, N) over stacked features."""
+    wiring, rule = stage.wiring, stage.connectivity
+    x_0 = stage.entry(x)
+    features = [x_0] + [torch.zeros_like(x_0)] * (wiring.num_nodes - 1)
+    static = None if rule.needs_context else rule.edge_weights()
+    for node in range(1, wiring.num_nodes):
+        adjacency = x_0.new_zeros(len(x), wiring.num_nodes, wiring.num_nodes)
+        if rule.needs_context:
+            sources = list(wiring.preds(node))
+            pooled = torch.einsum('bnchw->bnc', torch.stack(features, 1)) / x_0[0, 0].numel()
+            adjacency[:, node, sources] = rule(node, pooled[:, sources])
+        else:
+            for (source, target), weight in zip(wiring.edges, static):
+                adjacency[:, target, source] = weight
+        mixed = torch.einsum('bji,bichw->bjchw', adjacency, torch.stack(features, 1))[:, node]
+        features[node] = stage.nodes[node - 1](mixed) if node < wiring.num_nodes - 1 else mixed
+    return features[-1]
+
+
+# -- the shared rule tests ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('rule', RULES)
+def test_a_node_gets_one_weight_per_in_edge_or_one_per_image_and_in_edge(rule):
+    connectivity = with_values(rule)
+    for node in range(1, WIRING.num_nodes):
+        in_degree = WIRING.in_degrees[node]
+        if connectivity.needs_context:
+            context = torch.rand(2, in_degree, CHANNELS, dtype=torch.float64)
+            assert connectivity(node, context).shape in [(in_degree,), (2, in_degree)]
+        else:
+            assert connectivity(node).shape in [(in_degree,), (2, in_degree)]
+
+
+@pytest.mark.parametrize('rule', RULES)
+def test_edge_weights_are_those_of_the_nodes_in_the_order_of_the_edges(rule):
+    connectivity = with_values(rule)
+    if connectivity.needs_context:
+        with pytest.raises(RuntimeError, match='depend on the image'):
+            connectivity.edge_weights()
+    else:
+        by_node = torch.cat([connectivity(node) for node in range(1, WIRING.num_nodes)])
+        torch.testing.assert_close(connectivity.edge_weights(), by_node)
+
+
+@pytest.mark.parametrize('rule', RULES)
+def test_a_stage_equals_its_dense_adjacency_matrix(rule):
+    """Output and all gradients, parameters of the rule included."""
+    stage = make_stage(with_values(rule))
+    x = torch.randn(3, 3, 6, 8, dtype=torch.float64, requires_grad=True)
+    sparse, dense = stage(x), dense_stage(stage, x)
+    torch.testing.assert_close(sparse, dense)
+    wanted = [x, *stage.parameters()]
+    direction = torch.randn_like(sparse)
+    torch.testing.assert_close(
+        torch.autograd.grad(sparse, wanted, direction),
+        torch.autograd.grad(dense, wanted, direction),
+    )
+
+
+@pytest.mark.parametrize('rule', RULES)
+def test_every_parameter_gets_a_finite_gradient(rule):
+    connectivity = build(rule)
+    stage = make_stage(connectivity).train()
+    stage(torch.randn(2, 3, 6, 6, dtype=torch.float64)).square().sum().backward()
+    for name, parameter in connectivity.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.count_nonzero() > 0, name
+
+
+@pytest.mark.parametrize('rule', RULES)
+def test_images_of_a_batch_do_not_see_each_other_in_eval(rule):
+    stage = make_stage(with_values(rule))
+    x = torch.randn(3, 3, 6, 6, dtype=torch.float64)
+    torch.testing.assert_close(stage(x), torch.cat([stage(image[None]) for image in x]))
+
+
+@pytest.mark.parametrize('rule', RULES)
+def test_the_state_dict_round_trips(rule):
+    learned, fresh = make_stage(with_values(rule)), make_stage(build(rule).eval())
+    x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    assert not torch.equal(learned(x), fresh(x))
+    fresh.load_state_dict(learned.state_dict())
+    assert torch.equal(learned(x), fresh(x))
+
+
+@pytest.mark.parametrize('rule', RULES)
+def test_a_rule_is_built_again_from_its_description(rule):
+    connectivity = build(rule)
+    again = build_connectivity(connectivity_spec(connectivity), WIRING)
+    assert type(again) is type(connectivity)
+    assert connectivity_spec(again) == connectivity_spec(connectivity)
+
+
+@pytest.mark.parametrize('rule', RULES)
+def test_reset_parameters_restores_the_initial_state(rule):
+    torch.manual_seed(3)
+    expected = build(rule, dtype=torch.float64).state_dict()
+    connectivity = with_values(rule)
+    torch.manual_seed(3)
+    connectivity.reset_parameters()
+    torch.testing.assert_close(connectivity.state_dict(), expected)
+
+
+@pytest.mark.parametrize('rule', RULES)
+def test_a_rule_is_built_on_the_device_and_in_the_dtype_asked_for(rule):
+    connectivity = build(rule, device='meta', dtype=torch.float64)
+    for value in [*connectivity.parameters(), *connectivity.buffers()]:
+        assert value.is_meta
+        assert not value.is_floating_point() or value.dtype == torch.float64
+    torch.manual_seed(3)
+    filled = connectivity.to_empty(device='cpu')
+    filled.reset_parameters()
+    torch.manual_seed(3)
+    torch.testing.assert_close(filled.state_dict(), build(rule, dtype=torch.float64).state_dict())
+
+
+@pytest.mark.parametrize('rule', RULES)
+def test_select_keeps_what_is_stored_for_the_edges_that_stay(rule):
+    connectivity = with_values(rule)
+    before = {name: value.clone() for name, value in connectivity.state_dict().items()}
+    smaller = connectivity.select(SMALLER, KEPT)
+    assert type(smaller) is type(connectivity)
+    assert smaller.num_edges == SMALLER.num_edges
+    for name, value in smaller.state_dict().items():
+        expected = before[name][list(KEPT)] if before[name].shape[:1] == (9,) else before[name]
+        assert torch.equal(value, expected), name
+    torch.testing.assert_close(connectivity.state_dict(), before, rtol=0, atol=0)
+    trained = dict(smaller.named_parameters())
+    assert trained.keys() == dict(connectivity.named_parameters()).keys()
+    assert all(parameter.requires_grad and parameter.is_leaf for parameter in trained.values())
+
+
+@pytest.mark.parametrize('rule', RULES)
+def test_a_selected_rule_runs_the_smaller_wiring(rule):
+    stage = make_stage(with_values(rule).select(SMALLER, KEPT), SMALLER)
+    x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    torch.testing.assert_close(stage(x), dense_stage(stage, x))
+
+
+@pytest.mark.filterwarnings('ignore:.*torch.jit')
+@pytest.mark.parametrize('rule', RULES)
+def test_a_stage_can_be_scripted(rule):
+    stage = make_stage(with_values(rule))
+    scripted = torch.jit.script(stage)
+    for batch in (1, 3):
+        x = torch.randn(batch, 3, 6, 6, dtype=torch.float64)
+        torch.testing.assert_close(scripted(x), stage(x))
+
+
+@pytest.mark.parametrize('rule', RULES)
+def test_a_stage_can_be_exported_for_any_batch_size(rule):
+    stage = make_stage(with_values(rule))
+    x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    program = torch.export.export(stage, (x,), dynamic_shapes=({0: torch.export.Dim('batch')},))
+    x = torch.randn(5, 3, 6, 6, dtype=torch.float64)
+    torch.testing.assert_close(program.module()(x), stage(x))
+
+
+@pytest.mark.parametrize('rule', RULES)
+def test_the_edge_weights_of_a_rule_are_not_decayed(rule):
+    stage = make_stage(build(rule))
+    stage.connectivity.weight_decay = False
+    names = {f'connectivity.{name}' for name, _ in stage.connectivity.named_parameters()}
+    assert undecayed_parameters(stage) == names
+    stage.connectivity.weight_decay = True
+    assert undecayed_parameters(stage) == set()
+
+
+# -- the toys in a model ------------------------------------------------------------------------
+
+
+def toy_model(rule: str) -> nn.Module:
+    """``test_toponet`` with a rule by name; the gate learns the width of its stage from it."""
+    return timm.create_model('test_toponet', connectivity=rule)
+
+
+@pytest.mark.parametrize('rule', TOYS)
+def test_a_toy_rule_trains_in_a_model_by_name(rule):
+    model = toy_model(rule)
+    assert all(type(stage.connectivity) is TOYS[rule] for stage in model.stages)
+    model(torch.randn(2, 3, 64, 64)).square().mean().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+def test_weights_that_depend_on_the_image_are_the_same_alone_and_in_a_batch(randomise):
+    model = randomise(toy_model('toy_gate')).eval().double()
+    with torch.no_grad():
+        for stage in model.stages:
+            nn.init.normal_(stage.connectivity.weight, std=3.0)
+        x = torch.randn(3, 3, 64, 64, dtype=torch.float64)
+        together, alone = model(x), torch.cat([model(image[None]) for image in x])
+        torch.testing.assert_close(together, alone)
+        for stage in model.stages:
+            nn.init.zeros_(stage.connectivity.weight)
+        assert not torch.allclose(together, model(x))
+
+
+@pytest.mark.parametrize('opt', ['sgd', 'adamw', 'muon'])
+def test_two_dimensional_edge_weights_are_not_decayed_either(opt):
+    model = toy_model('toy_gate')
+    optimizer = create_optimizer_v2(model, opt=opt, lr=0.1, weight_decay=0.05)
+    decay = {}
+    for group in optimizer.param_groups:
+        decay |= dict.fromkeys(map(id, group['params']), group['weight_decay'])
+    assert {decay[id(stage.connectivity.weight)] for stage in model.stages} == {0.0}
+    assert decay[id(model.stem.conv.weight)] == 0.05
+
+
+def test_a_class_that_is_not_registered_serves_as_well():
+    class Halved(ToySoftmax):
+        def forward(self, node: int, context: Optional[Tensor] = None) -> Tensor:
+            return 0.5 * super().forward(node, context)
+
+    model = timm.create_model('test_toponet', connectivity=Halved)
+    assert model(torch.randn(1, 3, 64, 64)).shape == (1, 1000)
+    with pytest.raises(ValueError, match='Halved has no name: decorate it'):
+        connectivity_spec(model.stages[0].connectivity)
+
+
+# -- the built-in rules -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ('rule', 'equation'),
+    [
+        ('fixed', lambda a: a),
+        ('alpha', lambda a: a),
+        ('tanh', math.tanh),
+        ('sigmoid', lambda a: 1 / (1 + math.exp(-a))),
+    ],
+)
+def test_the_weight_is_the_function_of_alpha_that_the_paper_names(rule, equation):
+    connectivity = build(rule, dtype=torch.float64)
+    values = torch.linspace(-2, 2, WIRING.num_edges, dtype=torch.float64)
+    connectivity.load_state_dict({'alpha': values})
+    expected = torch.tensor([equation(a) for a in values.tolist()], dtype=torch.float64)
+    torch.testing.assert_close(connectivity.edge_weights(), expected)
+
+
+@pytest.mark.parametrize(
+    ('rule', 'options', 'weight'),
+    [
+        ('fixed', {}, 1.0),
+        ('alpha', {}, 1.0),
+        ('alpha', dict(init=-0.5), -0.5),
+        ('tanh', {}, 0.5),
+        ('tanh', dict(init=-0.9), -0.9),
+        ('sigmoid', {}, 0.5),
+        ('sigmoid', dict(init=0.9), 0.9),
+    ],
+)
+def test_init_is_the_initial_edge_weight(rule, options, weight):
+    connectivity = build_connectivity(dict(name=rule, **options), WIRING)
+    torch.testing.assert_close(connectivity.edge_weights(), torch.full((9,), weight))
+
+
+def test_fixed_weights_are_given_saved_and_not_trained():
+    values = torch.linspace(-1, 1, 9)
+    connectivity = build_connectivity(dict(name='fixed', values=values), WIRING)
+    assert torch.equal(connectivity.edge_weights(), values)
+    assert torch.equal(connectivity.state_dict()['alpha'], values)
+    assert list(connectivity.parameters()) == []
+    values.zero_()
+    assert connectivity.edge_weights().any(), 'the rule must own its values'
+
+
+# -- bad input ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ('spec', 'error', 'message'),
+    [
+        ('alhpa', ValueError, "unknown connectivity 'alhpa'; known: alpha, fixed, .*sigmoid.*tanh"),
+        (dict(name='x'), ValueError, "unknown connectivity 'x'; known: alpha"),
+        (dict(init=1), TypeError, 'a connectivity is a name, a dict with a name or a class, got'),
+        (7, TypeError, 'a connectivity is a name, a dict with a name or a class, got 7'),
+        (nn.Linear, TypeError, "a connectivity is .* got <class 'torch.nn.*Linear'>"),
+        (dict(name='alpha', inti=1), TypeError, r"AlphaConnectivity\(.*\): .*argument 'inti'"),
+        (dict(name='fixed', init=1), TypeError, r"FixedConnectivity\(.*\): .*argument 'init'"),
+        ('toy_gate', TypeError, r"ToyGate\(.*\): missing a required argument: 'channels'"),
+        (dict(name='alpha', init=math.inf), ValueError, 'init must be finite, got inf'),
+        (dict(name='alpha', init=math.nan), ValueError, 'init must be finite, got nan'),
+        (dict(name='tanh', init=1), ValueError, r'init must be in \(-1, 1\) for tanh, got 1\.0'),
+        (dict(name='tanh', init=-1), ValueError, r'init must be in \(-1, 1\) for tanh, got -1\.0'),
+        (dict(name='sigmoid', init=0), ValueError, r'in \(0, 1\) for sigmoid, got 0\.0'),
+        (dict(name='sigmoid', init=1), ValueError, r'in \(0, 1\) for sigmoid, got 1\.0'),
+        (dict(name='fixed', values=[1, 2]), ValueError, r'values must be \(9,\) .*, got \(2,\)'),
+        (dict(name='fixed', values=[[1] * 9]), ValueError, r'values must be \(9,\).*\(1, 9\)'),
+    ],
+)
+def test_descriptions_that_mean_nothing_are_refused(spec, error, message):
+    with pytest.raises(error, match=message):
+        build_connectivity(spec, WIRING)
+
+
+def test_a_name_belongs_to_one_rule():
+    assert register_connectivity('toy_gate')(ToyGate) is ToyGate
+    with pytest.raises(ValueError, match=r"'alpha' is already registered by .*AlphaC"):
+        register_connectivity('alpha')(ToyGate)
+
+
+def test_select_needs_one_index_per_edge():
+    with pytest.raises(ValueError, match=r'2 edge indices for Wiring\(num_nodes=5'):
+        build('alpha').select(SMALLER, (0, 1))
+
+
+@pytest.mark.parametrize(
+    'ask', [lambda c: c(1), lambda c: c.edge_weights(), lambda c: c.reset_parameters()]
+)
+def test_the_contract_itself_answers_nothing(ask):
+    with pytest.raises(NotImplementedError, match=r'^$'):
+        ask(Connectivity(complete(3)))

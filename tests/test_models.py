@@ -1,0 +1,578 @@
+"""The registered models: size, function, options, export, and what timm expects of them.
+
+``golden/complexity.json`` holds, per model: the default input, parameters, convolution MFLOPs (1
+FLOP = 1 multiply-add, as the papers count) and edges per stage, beside the paper's figures. A
+change of a model on purpose changes it too; print its new entry with
+
+    python -c "import sys; sys.path.insert(0, 'tests'); import test_models as t; \
+        print(t.json.dumps(t.complexity('toponet_adaptive')))"
+"""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from fvcore.nn import FlopCountAnalysis
+from timm.layers import LayerNorm2d
+from timm.optim import create_optimizer_v2
+from torch import Tensor, nn
+
+import timm_topo  # noqa: F401  registers the models
+from timm_topo.connectivity import exempt_from_weight_decay
+from timm_topo.generators import complete, random, residual
+from timm_topo.models.toponet import checkpoint_filter_fn
+from timm_topo.wiring import Wiring
+
+GOLDEN = json.loads((Path(__file__).parent / 'golden' / 'complexity.json').read_text())
+MODELS = timm.list_models('*toponet*')
+TINY = dict(num_nodes=(3, 4), widths=(8, 12), strides=(2, 2), stem_width=8, num_classes=5)
+
+
+@pytest.fixture(autouse=True, scope='module')
+def _fvcore_is_silent():
+    logger = logging.getLogger('fvcore.nn.jit_analysis')
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    yield
+    logger.setLevel(level)
+
+
+def tiny(**options) -> nn.Module:
+    return timm.create_model('test_toponet', **{**TINY, **options})
+
+
+def image(model: nn.Module, batch: int = 2) -> Tensor:
+    return torch.randn(batch, *model.default_cfg['input_size'])
+
+
+# -- size ---------------------------------------------------------------------------------------
+
+
+def complexity(name: str) -> dict:
+    """What the golden file holds of a model, counted by its layers' shapes, without computing."""
+    model = timm.create_model(name, device='meta').eval()
+    flops = 0
+
+    def count(conv, args, output):
+        nonlocal flops
+        flops += output.numel() * conv.weight[0].numel()
+
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(count)
+    size = model.default_cfg['input_size']
+    model(torch.empty(1, *size, device='meta'))
+    return {
+        'input_size': list(size),
+        'params': sum(parameter.numel() for parameter in model.parameters()),
+        'conv_mflops': flops / 1e6,
+        'edges': [stage.wiring.num_edges for stage in model.stages],
+    }
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_every_model_has_the_size_in_the_golden_file(name):
+    golden = {key: value for key, value in GOLDEN[name].items() if key != 'paper'}
+    assert complexity(name) == golden
+
+
+def test_the_golden_file_is_about_the_registered_models():
+    assert set(GOLDEN) == set(MODELS)
+
+
+@pytest.mark.parametrize('name', [name for name, golden in GOLDEN.items() if 'paper' in golden])
+def test_size_is_within_a_percent_of_the_paper(name):
+    golden = GOLDEN[name]
+    assert golden['params'] / 1e6 == pytest.approx(golden['paper']['params_m'], rel=0.01)
+    assert golden['conv_mflops'] / 1e3 == pytest.approx(golden['paper']['gflops'], rel=0.04)
+
+
+@pytest.mark.parametrize('name', ['toponet_adaptive', 'toponet_tiny_adaptive', 'test_toponet'])
+def test_fvcore_counts_the_same_convolutions(name):
+    """One model of each size; the wiring has no part in it."""
+    model = timm.create_model(name).eval()
+    counted = FlopCountAnalysis(model, image(model, 1)).by_operator()
+    assert counted['conv'] == GOLDEN[name]['conv_mflops'] * 1e6
+
+
+def test_with_linear_and_edges_toponet_multiplies_3_934_g_times():
+    """The paper's 3.95 G, less 0.4%."""
+    model = timm.create_model('toponet_adaptive').eval()
+    counted = FlopCountAnalysis(model, image(model, 1)).by_operator()
+    sides = (56, 28, 14, 7)
+    edges = sum(
+        stage.wiring.num_edges * info['num_chs'] * side * side
+        for stage, info, side in zip(model.stages, model.feature_info[1:], sides)
+    )
+    assert [info['reduction'] * side for info, side in zip(model.feature_info[1:], sides)] == (
+        [224] * 4
+    )
+    assert round((counted['conv'] + counted['linear'] + edges) / 1e9, 3) == 3.934
+
+
+def test_the_paper_learns_697_alphas_that_start_at_one():
+    model = timm.create_model('toponet_adaptive')
+    alphas = torch.cat([stage.connectivity.alpha for stage in model.stages])
+    assert alphas.shape == (697,)
+    assert (alphas == 1).all()
+
+
+# -- function -----------------------------------------------------------------------------------
+
+
+def conv_bn(x: Tensor, conv: nn.Conv2d, bn: nn.Module | None, stride: int = 1) -> Tensor:
+    padding, groups = conv.kernel_size[0] // 2, conv.in_channels // conv.weight.shape[1]
+    x = F.conv2d(x, conv.weight, stride=stride, padding=padding, groups=groups)
+    if bn is None:
+        return x
+    return F.batch_norm(x, bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=bn.eps)
+
+
+def separable(x: Tensor, node: nn.Module, stride: int = 1) -> Tensor:
+    return conv_bn(conv_bn(F.relu(x), node.conv_dw, None, stride), node.conv_pw, node.bn)
+
+
+def residual_network(model: nn.Module, x: Tensor, interval: int, strides: tuple) -> Tensor:
+    """A plain residual network, ``x += chain(x)``, with the weights of ``model``."""
+    x = conv_bn(x, model.stem.conv, model.stem.bn, strides[0])
+    for stage, stride in zip(model.stages, strides[1:]):
+        entry = stage.entry
+        x = separable(x, entry.node, stride) + conv_bn(
+            x, entry.shortcut.conv, entry.shortcut.bn, stride
+        )
+        for first in range(0, len(stage.nodes), interval):
+            branch = x
+            for node in stage.nodes[first : first + interval]:
+                branch = separable(branch, node)
+            x = x + branch
+    return F.linear(F.relu(x).mean((2, 3)), model.head.fc.weight, model.head.fc.bias)
+
+
+@pytest.mark.parametrize('name', ['test_toponet', 'toponet_tiny_adaptive'])
+@pytest.mark.parametrize(
+    ('options', 'interval'),
+    [
+        (dict(), 1),
+        (dict(connectivity='fixed'), 1),
+        (dict(connectivity='fixed', wiring=dict(name='residual', interval=2)), 2),
+        (dict(connectivity='fixed', wiring=dict(name='residual', interval=3)), 3),
+    ],
+    ids=['alpha 1', 'complete', 'residual2', 'residual3'],
+)
+def test_with_all_weights_one_a_stage_is_an_unrolled_residual_network(
+    randomise, name, options, interval
+):
+    """The two perspectives are completely equivalent (TopoNet, section 3.2)."""
+    model = randomise(timm.create_model(name, **options)).double().eval()
+    for stage in model.stages:
+        stage.connectivity.reset_parameters()
+    strides = (1, 1, 2, 2) if 'tiny' in name else (2, 2, 2, 2, 2)
+    x = image(model).double()
+    torch.testing.assert_close(model(x), residual_network(model, x, interval, strides))
+
+
+@pytest.mark.parametrize('training', [True, False])
+def test_the_model_runs_its_stages_edge_by_edge(randomise, naive_stage, training):
+    model = randomise(timm.create_model('test_toponet')).double().train(training)
+    x = image(model).double()
+    features = model.stem(x)
+    for stage in model.stages:
+        features = naive_stage(stage, features)
+    torch.testing.assert_close(model(x), model.head(features.relu()))
+
+
+def test_checkpointing_changes_no_gradient(randomise):
+    model = randomise(timm.create_model('test_toponet')).double()
+    x = image(model).double()
+    stored = torch.autograd.grad(model(x).square().sum(), [*model.parameters()])
+    model.set_grad_checkpointing()
+    assert all(stage.grad_checkpointing for stage in model.stages)
+    recomputed = torch.autograd.grad(model(x).square().sum(), [*model.parameters()])
+    torch.testing.assert_close(recomputed, stored)
+    model.set_grad_checkpointing(False)
+    assert not any(stage.grad_checkpointing for stage in model.stages)
+
+
+def test_named_variants_are_the_rows_of_table_4():
+    def rule(name):
+        model = timm.create_model(name, device='meta')
+        kinds = {type(stage.connectivity).__name__ for stage in model.stages}
+        assert len(kinds) == 1
+        return kinds.pop(), model.sparsity, [stage.wiring for stage in model.stages]
+
+    sizes = (14, 20, 26, 14)
+    all_edges = [complete(n) for n in sizes]
+    assert rule('toponet_adaptive') == ('AlphaConnectivity', 'adaptive', all_edges)
+    assert rule('toponet_uniform') == ('AlphaConnectivity', 'uniform', all_edges)
+    assert rule('toponet_alpha') == ('AlphaConnectivity', 'none', all_edges)
+    assert rule('toponet_complete') == ('FixedConnectivity', 'none', all_edges)
+    for interval in (2, 3, 4):
+        expected = [residual(n, interval) for n in sizes]
+        name = f'toponet_residual{interval}'
+        assert rule(name) == ('FixedConnectivity', 'none', expected)
+    for p in (8, 6, 4):
+        expected = [random(n, p / 10, seed=stage) for stage, n in enumerate(sizes)]
+        assert rule(f'toponet_random{p}') == ('FixedConnectivity', 'none', expected)
+
+
+# -- options ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ('options', 'wirings'),
+    [
+        (dict(wiring='sequential'), [((0, 1), (1, 2)), ((0, 1), (1, 2), (2, 3))]),
+        (dict(wiring=dict(name='residual', interval=1)), [complete(3).edges, complete(4).edges]),
+        (dict(wiring=['complete', 'sequential']), [complete(3).edges, ((0, 1), (1, 2), (2, 3))]),
+        (dict(wiring=[complete(3), 'complete']), [complete(3).edges, complete(4).edges]),
+        (dict(num_nodes=5), [complete(5).edges] * 2),
+        (dict(num_nodes=[2, 3]), [((0, 1),), complete(3).edges]),
+    ],
+)
+def test_wiring_and_node_counts_are_options(options, wirings):
+    model = tiny(**options)
+    assert [stage.wiring.edges for stage in model.stages] == wirings
+    assert model(torch.randn(2, 3, 32, 32)).shape == (2, 5)
+
+
+@pytest.mark.parametrize(
+    ('wiring', 'sizes'),
+    [
+        (complete(5), [5, 5]),
+        (complete(5).to_dict(), [5, 5]),
+        ([complete(2), complete(6).to_dict()], [2, 6]),
+    ],
+)
+def test_an_explicit_wiring_sets_the_number_of_nodes(wiring, sizes):
+    options = {key: value for key, value in TINY.items() if key != 'num_nodes'}
+    model = timm.create_model('test_toponet', wiring=wiring, **options)
+    assert [stage.wiring for stage in model.stages] == [complete(n) for n in sizes]
+    assert [len(stage.nodes) for stage in model.stages] == [n - 2 for n in sizes]
+    assert model(torch.randn(2, 3, 32, 32)).shape == (2, 5)
+
+
+def test_connectivity_is_an_option_for_all_stages_or_one_each():
+    model = tiny(connectivity=dict(name='tanh', init=0.25))
+    assert {stage.connectivity.edge_weights()[0].item() for stage in model.stages} == {0.25}
+    model = tiny(connectivity=['sigmoid', 'fixed'])
+    kinds = [type(stage.connectivity).__name__ for stage in model.stages]
+    assert kinds == ['SigmoidConnectivity', 'FixedConnectivity']
+    assert model(torch.randn(2, 3, 32, 32)).shape == (2, 5)
+
+
+def test_widths_strides_and_stem_are_options():
+    model = tiny(
+        widths=(4, 6, 10), num_nodes=3, strides=(1, 2, 1), stem_width=2, stem_kernel=3, in_chans=1
+    )
+    shapes = [tuple(f.shape) for f in model.forward_intermediates(torch.randn(1, 1, 32, 32))[1]]
+    assert shapes == [(1, 2, 16, 16), (1, 4, 16, 16), (1, 6, 8, 8), (1, 10, 8, 8)]
+    assert [(i['num_chs'], i['reduction']) for i in model.feature_info] == [
+        (2, 2), (4, 2), (6, 4), (10, 4)
+    ]  # fmt: skip
+    assert model.stem.conv.kernel_size == (3, 3)
+
+
+@pytest.mark.parametrize(
+    ('norm_layer', 'kind'),
+    [('batchnorm2d', nn.BatchNorm2d), ('layernorm2d', LayerNorm2d), (LayerNorm2d, LayerNorm2d)],
+)
+def test_the_normalisation_of_nodes_is_an_option_by_name_or_class(norm_layer, kind):
+    model = tiny(norm_layer=norm_layer)
+    for stage in model.stages:
+        norms = [stage.entry.node.bn, stage.entry.shortcut.bn, *(n.bn for n in stage.nodes)]
+        assert {type(norm) for norm in norms} == {kind}
+    assert model(torch.randn(2, 3, 32, 32)).shape == (2, 5)
+
+
+@pytest.mark.parametrize('output_stride', [8, 16, 32])
+def test_output_stride_dilates_instead_of_striding(output_stride):
+    model = timm.create_model('test_toponet', output_stride=output_stride)
+    features = model.forward_features(torch.randn(1, 3, 64, 64))
+    assert features.shape[-1] == 64 // output_stride
+    assert model.feature_info[-1]['reduction'] == output_stride
+    last = model.stages[-1]
+    dilations = {module.conv_dw.dilation[0] for module in (last.entry.node, *last.nodes)}
+    assert dilations == {32 // output_stride}
+    assert features.shape[-1] == model.forward_intermediates(torch.randn(1, 3, 64, 64))[0].shape[-1]
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16])
+def test_models_are_built_in_the_dtype_asked_for(dtype):
+    model = tiny(dtype=dtype)
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+    assert model(torch.randn(1, 3, 32, 32, dtype=dtype)).dtype == dtype
+
+
+def test_topology_rebuilds_the_model():
+    model = tiny(
+        wiring=dict(name='random', p=0.5, seed=4), num_nodes=7, connectivity=['tanh', 'fixed']
+    )
+    options = json.loads(json.dumps(model.topology()))
+    again = tiny(**options)
+    assert [s.wiring for s in again.stages] == [s.wiring for s in model.stages]
+    again.load_state_dict(model.state_dict())
+    x = torch.randn(1, 3, 32, 32)
+    assert torch.equal(again.eval()(x), model.eval()(x))
+
+
+@pytest.mark.parametrize(
+    ('options', 'error', 'message'),
+    [
+        (dict(conectivity='alpha'), TypeError, "unexpected keyword argument 'conectivity'"),
+        (dict(num_clases=7), TypeError, "unexpected keyword argument 'num_clases'"),
+        (dict(num_nodes=(3, 4, 5)), ValueError, 'num_nodes has 3 entries for 2 stages'),
+        (dict(strides=(2,)), ValueError, 'strides has 1 entries for 2 stages'),
+        (dict(wiring=['complete'] * 3), ValueError, 'wiring has 3 entries for 2 stages'),
+        (dict(connectivity=['alpha']), ValueError, 'connectivity has 1 entries for 2 stages'),
+        (dict(widths=(8, 8, 8)), ValueError, 'strides has 2 entries for 3 stages'),
+        (dict(output_stride=4), ValueError, 'output_stride must be 8, 16 or 32, got 4'),
+        (dict(output_stride=64), ValueError, 'output_stride must be 8, 16 or 32, got 64'),
+        (dict(sparsity='l2'), ValueError, "unknown sparsity 'l2'; known: none, uniform, adaptive"),
+        (dict(sparsity_weight=-1e-4), ValueError, r'sparsity_weight must be >= 0, got -0\.0001'),
+        (dict(sparsity_weight=float('nan')), ValueError, 'sparsity_weight must be >= 0, got nan'),
+        (dict(wiring='compleet'), ValueError, "unknown wiring 'compleet'; known: complete"),
+        (
+            dict(wiring=dict(name='random', p=0.5, q=1)),
+            TypeError,
+            "unexpected keyword argument 'q'",
+        ),
+        (dict(wiring=dict(name='random', p=1.1)), ValueError, r'in \[0, 1\], got 1\.1'),
+        (dict(wiring=complete(9)), ValueError, 'num_nodes=3 contradicts the explicit Wiring'),
+        (dict(wiring=Wiring(4, [(0, 2), (2, 3), (1, 3)]), num_nodes=4), ValueError, 'are dead'),
+        (dict(num_nodes=1), ValueError, 'at least 2 nodes .* got num_nodes=1'),
+        (dict(num_nodes=(3, None)), ValueError, "wiring 'complete' needs num_nodes"),
+        (dict(connectivity='beta'), ValueError, "unknown connectivity 'beta'; known: alpha"),
+        (dict(connectivity=dict(name='tanh', init=2)), ValueError, r'\(-1, 1\) for tanh, got 2'),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(options, error, message):
+    with pytest.raises(error, match=message):
+        tiny(**options)
+
+
+@pytest.mark.parametrize('fmt', ['NHWC', 'NLC'])
+def test_intermediates_come_in_one_format(fmt):
+    with pytest.raises(ValueError, match=f"output_fmt must be 'NCHW', got '{fmt}'"):
+        tiny().forward_intermediates(torch.randn(1, 3, 32, 32), output_fmt=fmt)
+
+
+@pytest.mark.parametrize(
+    ('indices', 'message'),
+    [
+        (4, 'the last n=4 levels of 3 do not exist'),
+        (0, 'the last n=0 levels of 3 do not exist'),
+        ([0, 3], 'level 3 is out of range for 3 levels'),
+        ([-4], 'level -4 is out of range for 3 levels'),
+    ],
+)
+def test_levels_that_do_not_exist_are_refused(indices, message):
+    model = tiny()
+    with pytest.raises(ValueError, match=message):
+        model.forward_intermediates(torch.randn(1, 3, 32, 32), indices=indices)
+    with pytest.raises(ValueError, match=message):
+        model.prune_intermediate_layers(indices)
+
+
+# -- features -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('norm', [False, True])
+def test_norm_applies_the_final_relu_to_the_last_intermediate_only(randomise, norm):
+    model = randomise(timm.create_model('test_toponet')).eval()
+    final, levels = model.forward_intermediates(image(model), norm=norm)
+    assert len(levels) == 5
+    assert all((level < 0).any() for level in levels[:-1]), 'a case where ReLU matters'
+    assert (levels[-1] < 0).any() != norm
+    assert torch.equal(levels[-1].relu(), final)
+
+
+@pytest.mark.parametrize('indices', [None, 2, [0, 2], [-1, 1], [-5]])
+@pytest.mark.parametrize('stop_early', [False, True])
+def test_intermediates_are_the_outputs_of_stem_and_stages(randomise, indices, stop_early):
+    model = randomise(timm.create_model('test_toponet')).eval()
+    x = image(model)
+    outputs = [model.stem(x)]
+    for stage in model.stages:
+        outputs.append(stage(outputs[-1]))
+    taken = {None: range(5), 2: [3, 4]}.get(indices) if not isinstance(indices, list) else indices
+    expected = [outputs[level] for level in sorted(level % 5 for level in taken)]
+    result = model.forward_intermediates(
+        x, indices=indices, stop_early=stop_early, intermediates_only=True
+    )
+    assert len(result) == len(expected)
+    assert all(torch.equal(a, b) for a, b in zip(result, expected))
+
+
+def test_stop_early_runs_no_later_stage():
+    model = timm.create_model('test_toponet').eval()
+    ran = []
+    for i, stage in enumerate(model.stages):
+        stage.register_forward_hook(lambda *args, i=i: ran.append(i))
+    model.forward_intermediates(image(model), indices=[0, 2], stop_early=True)
+    assert ran == [0, 1]
+
+
+def test_features_only_gives_the_raw_levels(randomise):
+    model = randomise(timm.create_model('test_toponet')).eval()
+    backbone = timm.create_model('test_toponet', features_only=True, out_indices=(1, 3, 4)).eval()
+    missing, unexpected = backbone.load_state_dict(
+        {key.replace('stages.', 'stages_', 1): v for key, v in model.state_dict().items()},
+        strict=False,
+    )
+    assert not missing
+    assert all(key.startswith('head.') for key in unexpected)
+    x = image(model)
+    expected = model.forward_intermediates(x, indices=[1, 3, 4], intermediates_only=True)
+    for feature, level, reduction in zip(backbone(x), expected, backbone.feature_info.reduction()):
+        assert torch.equal(feature, level)
+        assert x.shape[-1] // feature.shape[-1] == reduction
+    assert backbone.feature_info.channels() == [16, 32, 48]
+
+
+def test_weights_of_a_features_only_network_load_into_the_model(randomise):
+    backbone = randomise(timm.create_model('test_toponet', features_only=True)).eval()
+    model = timm.create_model('test_toponet').eval()
+    filtered = checkpoint_filter_fn(backbone.state_dict(), model)
+    missing, unexpected = model.load_state_dict(filtered, strict=False)
+    assert set(missing) == {'head.fc.weight', 'head.fc.bias'}
+    assert not unexpected
+    x = image(model)
+    levels = model.forward_intermediates(x, intermediates_only=True)
+    assert all(torch.equal(a, b) for a, b in zip(backbone(x), levels))
+
+
+def test_the_checkpoint_filter_leaves_the_models_own_weights_as_they_are():
+    state = timm.create_model('test_toponet').state_dict()
+    assert checkpoint_filter_fn(state, None).keys() == state.keys()
+
+
+def test_pruned_levels_leave_a_smaller_model_with_the_same_features(randomise):
+    model = randomise(timm.create_model('test_toponet')).eval()
+    x = image(model)
+    level = model.forward_intermediates(x, indices=[2], intermediates_only=True)[0]
+    assert model.prune_intermediate_layers([0, 2]) == [0, 2]
+    assert len(model.stages) == 2
+    assert model.num_features == 24
+    assert torch.equal(model(x), level)
+
+
+# -- tracing, exporting, compiling --------------------------------------------------------------
+
+
+@pytest.fixture(params=['alpha', 'fixed'])
+def model(request, randomise):
+    """A small model with in-degrees from 1 to 4, in eval, with state unlike the initial."""
+    wiring = dict(name='random', p=0.6)
+    options = dict(wiring=wiring, connectivity=request.param)
+    return randomise(timm.create_model('test_toponet', **options)).eval()
+
+
+@pytest.mark.filterwarnings('ignore:.*torch.jit')
+def test_a_trace_runs_other_batches_and_sizes(model):
+    traced = torch.jit.trace(model, torch.randn(2, 3, 64, 64))
+    x = torch.randn(3, 3, 96, 64)
+    torch.testing.assert_close(traced(x), model(x))
+
+
+@pytest.mark.filterwarnings('ignore:.*torch.jit')
+def test_a_script_equals_the_model(model):
+    x = torch.randn(3, 3, 64, 64)
+    torch.testing.assert_close(torch.jit.script(model)(x), model(x))
+
+
+def test_fx_traces_the_model(model):
+    x = torch.randn(3, 3, 64, 64)
+    torch.testing.assert_close(torch.fx.symbolic_trace(model)(x), model(x))
+
+
+def test_an_export_runs_any_batch_size(model):
+    batch = torch.export.Dim('batch')
+    program = torch.export.export(model, (torch.randn(2, 3, 64, 64),), dynamic_shapes=({0: batch},))
+    for size in (1, 5):
+        x = torch.randn(size, 3, 64, 64)
+        torch.testing.assert_close(program.module()(x), model(x))
+
+
+def test_compiling_meets_no_graph_break(model):
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True, backend='aot_eager')
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), model(x))
+
+
+# -- optimizers ---------------------------------------------------------------------------------
+
+
+def option_of(optimizer: torch.optim.Optimizer, name: str) -> dict[int, float]:
+    """An option of the parameter groups, by the id of the parameter."""
+    groups = optimizer.param_groups
+    return {id(p): group[name] for group in groups for p in group['params']}
+
+
+def test_no_weight_decay_names_exactly_the_edge_weights():
+    model = timm.create_model('test_toponet')
+    alphas = {f'stages.{stage}.connectivity.alpha' for stage in range(4)}
+    assert model.no_weight_decay() == alphas
+    assert alphas < dict(model.named_parameters()).keys()
+    assert timm.create_model('test_toponet', connectivity='fixed').no_weight_decay() == set()
+
+
+@pytest.mark.parametrize(
+    'options',
+    [dict(), dict(filter_bias_and_bn=False), dict(layer_decay=0.75)],
+    ids=['default', 'decay_bias_and_bn', 'layer_decay'],
+)
+@pytest.mark.parametrize('opt', ['sgd', 'adamw', 'lamb', 'muon'])
+def test_no_optimizer_decays_edge_weights(opt, options):
+    """By group, and by what a step with zero gradients does."""
+    model = timm.create_model('test_toponet')
+    optimizer = create_optimizer_v2(model, opt=opt, lr=0.1, weight_decay=0.05, **options)
+    decay = option_of(optimizer, 'weight_decay')
+    alphas = [stage.connectivity.alpha for stage in model.stages]
+    assert {decay[id(alpha)] for alpha in alphas} == {0.0}
+    kernel = model.stages[0].nodes[0].conv_pw.weight
+    assert decay[id(kernel)] == 0.05
+    before = kernel.detach().clone()
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    assert all((alpha == 1).all() for alpha in alphas)
+    assert not torch.equal(kernel, before), 'a step that decays'
+
+
+def test_layer_decay_lowers_the_rate_towards_the_stem():
+    model = timm.create_model('test_toponet')
+    optimizer = create_optimizer_v2(model, opt='sgd', lr=0.1, layer_decay=0.75)
+    scale = option_of(optimizer, 'lr_scale')
+    rates = [scale[id(model.stem.conv.weight)]]
+    rates += [scale[id(stage.connectivity.alpha)] for stage in model.stages]
+    rates += [scale[id(model.head.fc.weight)]]
+    assert rates == sorted(set(rates))
+    assert rates[-1] == 1
+
+
+@pytest.mark.parametrize('features_only', [False, True])
+def test_edge_weights_leave_the_decayed_groups_of_any_optimizer(features_only):
+    """``timm`` finds no ``no_weight_decay`` on a features_only network; torch never asks."""
+    model = timm.create_model('test_toponet', features_only=features_only)
+    alphas = {id(p) for name, p in model.named_parameters() if name.endswith('alpha')}
+    edges = [p for p in model.parameters() if id(p) in alphas]
+    others = [p for p in model.parameters() if id(p) not in alphas]
+    groups = [
+        dict(params=[*others[:9], *edges[:2]], lr=0.3, weight_decay=0.1),
+        dict(params=edges[2:], lr=0.2, weight_decay=0.1),
+        dict(params=others[9:], weight_decay=0.0),
+    ]
+    optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9)
+    rates = option_of(optimizer, 'lr')
+    exempt_from_weight_decay(optimizer, model)
+    decay = option_of(optimizer, 'weight_decay')
+    assert {p for p, value in decay.items() if value == 0} == alphas | set(map(id, others[9:]))
+    assert option_of(optimizer, 'lr') == rates
+    assert sum(len(group['params']) for group in optimizer.param_groups) == len(rates)
+    assert all(group['params'] and group['momentum'] == 0.9 for group in optimizer.param_groups)

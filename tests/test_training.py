@@ -1,0 +1,756 @@
+"""Training runs, small and whole: what they write, how they stop, resume, refuse and agree."""
+
+import csv
+import io
+import os
+import pickle
+import signal
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import yaml
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from timm.scheduler import create_scheduler_v2, scheduler_kwargs
+from timm.utils import init_distributed_device
+from torch import Tensor, nn
+
+import timm_topo
+from timm_topo.analysis.prune import prune
+from timm_topo.connectivity import build_connectivity
+from timm_topo.data import load_dataset
+from timm_topo.stages import GraphStage
+from timm_topo.training import loop
+from timm_topo.training.build import build, default_name
+from timm_topo.training.evaluate import accuracy
+from timm_topo.training.log import RunLog, adjacency_image
+from timm_topo.training.loop import train
+from timm_topo.training.options import parse_args
+from timm_topo.wiring import Wiring
+
+ROOT = Path(__file__).parents[1]
+TRAIN = str(ROOT / 'tools' / 'train.py')
+CONFIGS = sorted((ROOT / 'configs' / 'classification').glob('*.yaml'))
+MODEL = dict(num_nodes=(3, 4), widths=(4, 6), strides=(2, 2), stem_width=4, stem_kernel=3)
+LAMBDA = 0.01
+
+
+@pytest.fixture(scope='session')
+def data(tmp_path_factory) -> Path:
+    """24 images for training and 11 for validation, of 8 px and 3 classes, in MNIST format."""
+    folder = tmp_path_factory.mktemp('data')
+    rng = np.random.default_rng(0)
+    for stem, count in (('train', 24), ('t10k', 11)):
+        labels = (np.arange(count) % 3).astype(np.uint8)
+        images = rng.integers(0, 200, (count, 8, 8), dtype=np.uint8)
+        for image, label in zip(images, labels):
+            image[:, 3 * label : 3 * label + 2] = 255
+        for kind, array in (('images-idx3', images), ('labels-idx1', labels)):
+            head = bytes([0, 0, 8, array.ndim]) + struct.pack(f'>{array.ndim}I', *array.shape)
+            (folder / f'{stem}-{kind}-ubyte').write_bytes(head + array.tobytes())
+    return folder
+
+
+@pytest.fixture
+def argv(data, tmp_path):
+    """Function from extra arguments and model options to the arguments of a run in ``tmp_path``."""
+    return lambda *extra, **model: arguments(data, tmp_path, *extra, **model)
+
+
+def arguments(data: Path, output: Path, *extra, **model) -> list[str]:
+    model = {**MODEL, 'sparsity_weight': LAMBDA, **model}
+    common = dict(
+        dataset='idx', data_dir=data, model='test_toponet', img_size=32, workers=0, batch_size=8,
+        lr=0.05, epochs=1, output=output, experiment='run',
+    )  # fmt: skip
+    return [
+        *(f'--{key.replace("_", "-")}={value}' for key, value in common.items()),
+        *('--model-kwargs', *(f'{key}={value}' for key, value in model.items())),
+        *map(str, extra),
+    ]
+
+
+def run(args: list[str]) -> dict:
+    return train(parse_args(args))
+
+
+def rows(folder: Path) -> list[dict[str, float]]:
+    with open(folder / 'summary.csv', newline='') as file:
+        return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+
+
+def timeless(folder: Path) -> list[dict[str, float]]:
+    return [{k: v for k, v in row.items() if k != 'train_seconds'} for row in rows(folder)]
+
+
+def checkpoint(folder: Path, name: str = 'last') -> dict:
+    return torch.load(folder / f'{name}.pth.tar', weights_only=True)
+
+
+def assert_same_weights(one: dict, other: dict, tolerance: float = 0.0):
+    torch.testing.assert_close(dict(one), dict(other), rtol=0, atol=tolerance)
+
+
+# -- what a run writes ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def finished(data, tmp_path_factory) -> dict:
+    """A run of three epochs."""
+    output = tmp_path_factory.mktemp('finished')
+    return run(arguments(data, output, '--epochs', 3, '--seed', 5))
+
+
+def test_a_run_returns_its_folder_its_best_epoch_and_its_network(finished):
+    assert finished['folder'].name == 'run'
+    assert finished['model'] == finished['folder'] / 'model'
+    accuracies = [row['eval_top1'] for row in rows(finished['folder'])]
+    assert finished['best_top1'] == max(accuracies)
+    assert finished['best_epoch'] == accuracies.index(max(accuracies))
+
+
+def test_a_run_writes_its_options(finished):
+    options = yaml.safe_load((finished['folder'] / 'args.yaml').read_text())
+    assert (options['seed'], options['epochs'], options['dataset']) == (5, 3, 'idx')
+    assert options['model_kwargs']['widths'] == [4, 6]
+    assert options.keys() >= vars(parse_args([])).keys()
+
+
+def test_the_summary_has_one_header_and_a_row_per_epoch(finished):
+    lines = (finished['folder'] / 'summary.csv').read_text().splitlines()
+    assert len(lines) == 4
+    assert lines[0].split(',') == [
+        'epoch', 'train_loss', 'train_task_loss', 'train_sparsity', 'train_seconds',
+        'eval_loss', 'eval_top1', 'eval_top5', 'lr',
+    ]  # fmt: skip
+    assert [row['epoch'] for row in rows(finished['folder'])] == [0, 1, 2]
+
+
+def test_the_summary_tells_sparsity_apart_from_the_task_loss(finished):
+    for row in rows(finished['folder']):
+        assert row['train_sparsity'] > 1
+        whole = row['train_task_loss'] + LAMBDA * row['train_sparsity']
+        assert row['train_loss'] == pytest.approx(whole, rel=1e-6)
+    first, *_, last = rows(finished['folder'])
+    assert last['train_task_loss'] < first['train_task_loss'], 'it learns'
+
+
+def test_the_summary_shows_the_rate_each_epoch_was_trained_with(finished):
+    rates = [row['lr'] for row in rows(finished['folder'])]
+    cosine = [0.05 * (1 + np.cos(np.pi * epoch / 3)) / 2 for epoch in range(3)]
+    assert rates == pytest.approx(cosine)
+
+
+def test_a_run_keeps_the_last_and_the_best_checkpoints(finished):
+    folder = finished['folder']
+    assert checkpoint(folder)['epoch'] == 2
+    assert checkpoint(folder, 'model_best')['epoch'] == finished['best_epoch']
+    assert len(list(folder.glob('checkpoint-*.pth.tar'))) == 2, '--checkpoint-hist'
+
+
+def test_the_saved_network_has_the_best_accuracy(finished, data):
+    model = timm_topo.load(finished['model'])
+    assert accuracy(model, load_dataset('idx', data, 'validation')) == finished['best_top1']
+    best = checkpoint(finished['folder'], 'model_best')['state_dict']
+    assert_same_weights(model.state_dict(), best)
+    assert model.pretrained_cfg['label_names'] == ['0', '1', '2']
+    assert model.pretrained_cfg['input_size'] == (3, 32, 32)
+
+
+@pytest.fixture(scope='module')
+def events(finished) -> EventAccumulator:
+    reader = EventAccumulator(str(finished['folder']), size_guidance=dict(images=0, histograms=0))
+    return reader.Reload()
+
+
+def test_tensorboard_has_the_numbers_of_the_summary(finished, events):
+    for name in ('train/task_loss', 'train/sparsity', 'eval/top1', 'train/lr'):
+        column = 'lr' if name == 'train/lr' else name.replace('/', '_')
+        expected = [(row['epoch'], row[column]) for row in rows(finished['folder'])]
+        found = [(event.step, event.value) for event in events.Scalars(name)]
+        assert found == pytest.approx(expected)
+
+
+def test_tensorboard_has_a_histogram_of_every_stages_edge_weights(finished, events):
+    weights = checkpoint(finished['folder'])['state_dict']
+    assert events.Tags()['histograms'] == ['edge_weights/stages.0', 'edge_weights/stages.1']
+    for stage, edges in enumerate((3, 6)):
+        alpha = weights[f'stages.{stage}.connectivity.alpha']
+        histograms = events.Histograms(f'edge_weights/stages.{stage}')
+        assert [event.step for event in histograms] == [0, 1, 2]
+        last = histograms[-1].histogram_value
+        assert last.num == edges
+        assert (last.min, last.max) == pytest.approx((alpha.min().item(), alpha.max().item()))
+
+
+def test_tensorboard_has_an_image_of_every_stages_adjacency(finished, events):
+    weights = checkpoint(finished['folder'])['state_dict']
+    assert events.Tags()['images'] == ['adjacency/stages.0', 'adjacency/stages.1']
+    model = timm_topo.load(finished['model'])
+    for number, stage in enumerate(model.stages):
+        images = events.Images(f'adjacency/stages.{number}')
+        assert [event.step for event in images] == [0, 1, 2]
+        found = np.asarray(Image.open(io.BytesIO(images[-1].encoded_image_string)))
+        expected = adjacency_image(stage, weights[f'stages.{number}.connectivity.alpha'])
+        assert np.abs(found - 255 * expected.permute(1, 2, 0).numpy()).max() <= 1
+
+
+def test_an_adjacency_image_has_targets_in_rows_and_signs_in_colours():
+    wiring = Wiring(4, ((0, 1), (0, 2), (1, 2), (2, 3)))
+    rule = build_connectivity('alpha', wiring)
+    stage = GraphStage(wiring, rule, nn.Identity(), [nn.Identity(), nn.Identity()])
+    image = adjacency_image(stage, torch.tensor([2.0, -2.0, -0.5, 0.0]), pixels=3)
+    cells = {(1, 0): (1, 0, 0), (2, 0): (0, 0, 1), (2, 1): (0.75, 0.75, 1), (3, 2): (1, 1, 1)}
+    assert image.shape == (3, 12, 12)
+    for row in range(12):
+        for column in range(12):
+            expected = cells.get((row // 3, column // 3), (0.85, 0.85, 0.85))
+            assert image[:, row, column].tolist() == pytest.approx(expected)
+
+
+def test_an_adjacency_image_of_nothing_but_zeros_is_white():
+    wiring = Wiring(2, ((0, 1),))
+    stage = GraphStage(wiring, build_connectivity('alpha', wiring), nn.Identity(), [])
+    assert adjacency_image(stage, torch.zeros(1), pixels=1)[:, 1, 0].tolist() == [1, 1, 1]
+
+
+def test_without_tensorboard_a_run_says_how_to_get_it_or_do_without(argv, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'torch.utils.tensorboard', None)
+    message = r'pip install timm-topo\[train\], or --no-tensorboard'
+    with pytest.raises(ImportError, match=message):
+        run(argv())
+    folder = run(argv('--no-tensorboard'))['folder']
+    assert not list(folder.glob('events.*'))
+
+
+# -- resuming -----------------------------------------------------------------------------------
+
+
+ALL_THAT_IS_RANDOM = (
+    *('--aa', 'rand-m5-mstd0.5', '--color-jitter', 0.3, '--reprob', 0.5, '--drop', 0.3),
+    *('--mixup', 0.4, '--cutmix', 0.4, '--model-ema', '--model-ema-decay', 0.6),
+    *('--warmup-epochs', 1, '--grad-accum-steps', 2, '--epochs', 3),
+)
+
+
+def stop_at_batch(monkeypatch, number: int):
+    """Ctrl-C at the batch of that number, counted from 1."""
+    backward, calls = loop._backward, iter(range(1, 1000))
+
+    def interrupted(*args):
+        if next(calls) == number:
+            raise KeyboardInterrupt
+        return backward(*args)
+
+    monkeypatch.setattr(loop, '_backward', interrupted)
+
+
+@pytest.mark.parametrize(
+    'options',
+    [('--workers', 0), ('--workers', 2, '--sched-on-updates', '--opt', 'adamw')],
+    ids=['sgd', 'workers'],
+)
+def test_a_resumed_run_continues_bit_for_bit(argv, monkeypatch, tmp_path, options):
+    """Stopped within its third epoch of three batches: that epoch is trained anew."""
+    options = (*ALL_THAT_IS_RANDOM, *options)
+    straight = run(argv('--experiment', 'straight', *options))
+    with monkeypatch.context() as patch:
+        stop_at_batch(patch, 8)
+        with pytest.raises(KeyboardInterrupt):
+            run(argv(*options))
+    stopped = tmp_path / 'run'
+    assert [row['epoch'] for row in rows(stopped)] == [0, 1]
+    assert not (stopped / 'model').exists()
+    resumed = run(argv('--resume', 'auto', *options))
+
+    assert timeless(resumed['folder']) == timeless(straight['folder'])
+    for name in ('last', 'model_best'):
+        ours, theirs = (checkpoint(result['folder'], name) for result in (resumed, straight))
+        assert ours.keys() == theirs.keys()
+        assert_same_weights(ours['state_dict'], theirs['state_dict'])
+        assert_same_weights(ours['state_dict_ema'], theirs['state_dict_ema'])
+        assert_same_weights(ours['optimizer']['state'], theirs['optimizer']['state'])
+        assert ours['optimizer']['param_groups'] == theirs['optimizer']['param_groups']
+        assert ours['saver'] == theirs['saver']
+    assert checkpoint(stopped)['optimizer']['state'], 'momentum was compared'
+    for file in ('model.safetensors', 'config.json'):
+        assert (resumed['model'] / file).read_bytes() == (straight['model'] / file).read_bytes()
+    assert resumed['best_top1'] == straight['best_top1']
+    scalars = EventAccumulator(str(stopped)).Reload().Scalars('train/loss')
+    assert [event.step for event in scalars] == [0, 1, 2]
+
+
+def test_the_averaged_weights_are_saved_where_they_are_kept(argv, data):
+    """One step: the average starts as the weights, so a second one is needed to differ."""
+    result = run(argv('--model-ema', '--model-ema-decay', 0.6, '--epochs', 2))
+    last, best = checkpoint(result['folder']), checkpoint(result['folder'], 'model_best')
+    assert not torch.equal(
+        *(last[key]['head.fc.weight'] for key in ('state_dict', 'state_dict_ema'))
+    )
+    model = timm_topo.load(result['model'])
+    assert_same_weights(model.state_dict(), best['state_dict_ema'])
+    row = rows(result['folder'])[result['best_epoch']]
+    assert result['best_top1'] == row['eval_top1'], 'of the average, not eval_raw_top1'
+    assert accuracy(model, load_dataset('idx', data, 'validation')) == result['best_top1']
+
+
+def test_auto_without_a_checkpoint_starts_from_the_beginning(argv, tmp_path):
+    run(argv('--resume', 'auto'))
+    assert [row['epoch'] for row in rows(tmp_path / 'run')] == [0]
+
+
+def test_a_finished_run_is_left_as_it_is_by_resume(argv):
+    first = run(argv())
+    written = checkpoint(first['folder'])
+    again = run(argv('--resume', 'auto'))
+    assert again == first
+    assert len(rows(first['folder'])) == 1
+    assert_same_weights(checkpoint(first['folder'])['state_dict'], written['state_dict'])
+
+
+def test_a_run_goes_on_in_another_folder(argv, tmp_path):
+    first = run(argv())
+    second = run(
+        argv('--experiment', 'more', '--resume', first['folder'] / 'last.pth.tar', '--epochs', 2)
+    )
+    assert [row['epoch'] for row in rows(second['folder'])] == [1]
+    assert len(rows(first['folder'])) == 1
+
+
+def test_an_existing_experiment_is_not_overwritten(argv):
+    folder = run(argv())['folder']
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    message = r'run holds a run: go on with --resume auto, or choose another --experiment'
+    with pytest.raises(FileExistsError, match=message):
+        run(argv())
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+def test_a_missing_checkpoint_to_resume_from_is_refused(argv, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r'no checkpoint .*nothing\.pth to resume from'):
+        run(argv('--resume', tmp_path / 'nothing.pth'))
+
+
+# -- checkpoints from elsewhere -------------------------------------------------------------------
+
+
+def tiny(**options) -> nn.Module:
+    return timm.create_model('test_toponet', **{**MODEL, 'num_classes': 3, **options})
+
+
+@pytest.mark.parametrize('option', ['--resume', '--initial-checkpoint'])
+@pytest.mark.parametrize('keep', [0, 100, -200])
+def test_truncated_checkpoints_are_refused(argv, tmp_path, option, keep):
+    path = tmp_path / 'cut.pth.tar'
+    torch.save({'state_dict': tiny().state_dict(), 'epoch': 0}, path)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ValueError, match=r'cut\.pth\.tar is truncated, damaged or not just'):
+        run(argv(option, path))
+
+
+class Hostile:
+    """Makes a directory when it is unpickled."""
+
+    def __init__(self, marker: Path):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
+
+
+def write_checkpoint(path: Path, content: dict, how: str):
+    if how == 'pickle':
+        path.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=how == 'zip')
+
+
+@pytest.mark.parametrize('option', ['--resume', '--initial-checkpoint'])
+@pytest.mark.parametrize('how', ['zip', 'legacy', 'pickle'])
+def test_code_in_a_checkpoint_is_not_executed(argv, tmp_path, option, how):
+    path, marker = tmp_path / 'hostile.pth.tar', tmp_path / 'executed'
+    content = {'state_dict': tiny().state_dict(), 'epoch': 0, 'optimizer': Hostile(marker)}
+    write_checkpoint(path, content, how)
+    with pytest.raises(ValueError, match=r'hostile\.pth\.tar is truncated, damaged or not just'):
+        run(argv(option, path))
+    assert not marker.exists()
+
+
+@pytest.mark.filterwarnings('ignore::UserWarning')
+@pytest.mark.parametrize('how', ['zip', 'legacy', 'pickle'])
+def test_the_hostile_checkpoint_of_these_tests_is_hostile(tmp_path, how):
+    path, marker = tmp_path / 'hostile.pth.tar', tmp_path / 'executed'
+    write_checkpoint(path, {'optimizer': Hostile(marker)}, how)
+    if how == 'pickle':
+        pickle.loads(path.read_bytes())
+    else:
+        torch.load(path, weights_only=False)
+    assert marker.exists()
+
+
+def test_a_missing_initial_checkpoint_is_refused(argv, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r'checkpoint .*nothing\.pth does not exist'):
+        run(argv('--initial-checkpoint', tmp_path / 'nothing.pth'))
+
+
+def test_training_starts_from_the_initial_checkpoint(argv, tmp_path, randomise):
+    model = randomise(tiny())
+    torch.save(model.state_dict(), tmp_path / 'initial.pth')
+    folder = run(argv('--initial-checkpoint', tmp_path / 'initial.pth', '--lr', 0))['folder']
+    weights = checkpoint(folder)['state_dict']
+    for name, parameter in model.named_parameters():
+        assert torch.equal(weights[name], parameter), name
+
+
+@pytest.fixture
+def saved(tmp_path, randomise) -> tuple[nn.Module, Path]:
+    """A pruned network with weights of its own, and its folder."""
+    model, _ = prune(randomise(tiny(sparsity_weight=LAMBDA)), fraction=0.3)
+    return model, timm_topo.save(model, tmp_path / 'saved')
+
+
+def alphas(model: nn.Module) -> list[Tensor]:
+    return [stage.connectivity.edge_weights().detach() for stage in model.stages]
+
+
+@pytest.mark.parametrize('how', ['reset', 'keep', 'frozen', 'finetune'])
+def test_from_saved_starts_with_the_wiring_and_the_weights_asked_for(argv, saved, how):
+    """At learning rate 0, so that the result is the start."""
+    old, folder = saved
+    result = run(argv('--from-saved', folder, '--from-saved-weights', how, '--lr', 0))
+    new = timm_topo.load(result['model'])
+    assert [stage.wiring for stage in new.stages] == [stage.wiring for stage in old.stages]
+    kept = old if how != 'reset' else tiny(wiring=[stage.wiring for stage in old.stages])
+    for ours, theirs in zip(alphas(new), alphas(kept)):
+        assert torch.equal(ours, theirs)
+    assert (
+        not torch.equal(alphas(new)[1], alphas(tiny())[1][: len(alphas(new)[1])]) or how == 'reset'
+    )
+    learned = [name for name, _ in new.named_parameters() if name.endswith('alpha')]
+    assert len(learned) == (0 if how == 'frozen' else 2)
+    others = [n for n, _ in old.named_parameters() if n.endswith(('conv_pw.weight', 'fc.weight'))]
+    same = {torch.equal(new.get_parameter(name), old.get_parameter(name)) for name in others}
+    assert same == {how == 'finetune'}
+
+
+@pytest.mark.parametrize('how', ['reset', 'keep', 'frozen', 'finetune'])
+def test_from_saved_learns_edge_weights_unless_they_are_frozen(argv, saved, how):
+    old, folder = saved
+    new = timm_topo.load(run(argv('--from-saved', folder, '--from-saved-weights', how))['model'])
+    start = tiny(wiring=[stage.wiring for stage in old.stages]) if how == 'reset' else old
+    same = [torch.equal(ours, theirs) for ours, theirs in zip(alphas(new), alphas(start))]
+    assert same == ([True, True] if how == 'frozen' else [False, False])
+
+
+def test_from_saved_without_a_saved_network_is_refused(argv, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r'is no saved network: config\.json is missing'):
+        run(argv('--from-saved', tmp_path))
+
+
+# -- the same step in different ways --------------------------------------------------------------
+
+
+#: Whole-set updates of independent images: neither the order nor the batches matter.
+WHOLE_SET = ('--no-aug', '--epochs', 3, '--lr', 0.5)
+INDEPENDENT = dict(norm_layer='layernorm2d', sparsity='uniform')
+
+
+def assert_same_run(one: Path, other: Path):
+    first, second = timeless(one), timeless(other)
+    assert len(first) == len(second) > 0
+    for row, expected in zip(first, second):
+        assert row == pytest.approx(expected, rel=1e-5)
+    weights, expected = (checkpoint(folder)['state_dict'] for folder in (one, other))
+    assert_same_weights(weights, expected, tolerance=1e-5)
+    fresh = tiny(norm_layer='layernorm2d').state_dict()
+    assert all((expected[n] - fresh[n]).abs().max() > 1e-3 for n in fresh if 'alpha' in n), 'moved'
+
+
+@pytest.mark.parametrize('steps', [3, 5], ids=['all_full', 'incomplete'])
+@pytest.mark.parametrize('extra', [(), ('--clip-grad', 0.1)], ids=['', 'clipped'])
+def test_accumulated_batches_train_as_one_big_batch(argv, steps, extra):
+    """Five steps of accumulation over three batches: an update divides by what it really has."""
+    big = run(argv('--experiment', 'big', '-b', 24, *WHOLE_SET, *extra, **INDEPENDENT))
+    small = run(argv('-b', 8, '--grad-accum-steps', steps, *WHOLE_SET, *extra, **INDEPENDENT))
+    assert_same_run(small['folder'], big['folder'])
+
+
+def command(*args, module: str | None = None, **kwargs) -> subprocess.Popen:
+    """``tools/train.py`` on its own, its output in pipes."""
+    launcher = [] if module is None else ['-m', *module.split()]
+    return subprocess.Popen(
+        [sys.executable, *launcher, TRAIN, *args],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'},
+        **kwargs,
+    )
+
+
+def test_two_processes_train_as_one_with_the_same_global_batch(argv, tmp_path):
+    """2 processes x 3 accumulated batches x 4 images against 24 images; 11 to validate on."""
+    extra = (*WHOLE_SET, '--model-ema', '--model-ema-decay', 0.5)
+    one = run(argv('--experiment', 'one', '-b', 24, *extra, **INDEPENDENT))
+    launcher = 'torch.distributed.run --standalone --nproc-per-node=2'
+    args = argv('--experiment', 'two', '-b', 4, '--grad-accum-steps', 3, *extra, **INDEPENDENT)
+    process = command(*args, module=launcher)
+    stdout, stderr = process.communicate(timeout=100)
+    assert process.returncode == 0, stderr
+    assert stdout.count('epoch 3/3') == 1, 'one process speaks'
+    assert_same_run(tmp_path / 'two', one['folder'])
+    averaged = (checkpoint(f)['state_dict_ema'] for f in (tmp_path / 'two', one['folder']))
+    assert_same_weights(*averaged, tolerance=1e-5)
+    assert_same_weights(
+        timm_topo.load(tmp_path / 'two' / 'model').state_dict(),
+        timm_topo.load(one['model']).state_dict(),
+        tolerance=1e-5,
+    )
+
+
+def test_every_accelerated_option_together_trains_as_none_does(argv):
+    """Within the precision of bfloat16."""
+    extra = ('--no-aug', '--epochs', 2, '-b', 24, '--clip-grad', 5, '--model-ema')
+    plain = run(argv('--experiment', 'plain', *extra))
+    fast = run(
+        argv(
+            *('--amp', '--amp-dtype', 'bfloat16', '--channels-last', '--grad-checkpointing'),
+            *('--torchcompile', 'aot_eager', *extra),
+        )
+    )
+    for row, expected in zip(rows(fast['folder']), rows(plain['folder'])):
+        for key in ('train_loss', 'train_task_loss', 'train_sparsity', 'eval_loss'):
+            assert row[key] == pytest.approx(expected[key], rel=0.02), key
+    weights = checkpoint(fast['folder'])['state_dict']
+    assert {value.dtype for value in weights.values()} == {torch.float32, torch.int64}
+    expected = checkpoint(plain['folder'])['state_dict']
+    for name, parameter in tiny().named_parameters():
+        torch.testing.assert_close(weights[name], expected[name], rtol=0, atol=0.02)
+        assert parameter.shape == weights[name].shape
+    timm_topo.load(fast['model'])
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(argv, tmp_path):
+    with pytest.raises(
+        FloatingPointError, match=r'the loss is (nan|inf) in epoch 1: try a smaller'
+    ):
+        run(argv('--lr', 1e30))
+    assert not (tmp_path / 'run' / 'last.pth.tar').exists()
+
+
+# -- options --------------------------------------------------------------------------------------
+
+
+def config(folder: Path, text: str) -> str:
+    path = folder / 'config.yaml'
+    path.write_text(text)
+    return str(path)
+
+
+def test_the_command_line_overrides_the_file_which_overrides_the_defaults(tmp_path):
+    file = config(tmp_path, 'epochs: 7\nlr: 0.3\namp: true\nmodel_kwargs: {sparsity: none}\n')
+    args = parse_args(['-c', file, '--epochs', '9'])
+    assert (args.epochs, args.lr, args.amp, args.batch_size) == (9, 0.3, True, 128)
+    assert args.model_kwargs == {'sparsity': 'none'}
+    args = parse_args(['--model-kwargs', 'sparsity=uniform', '-c', file])
+    assert args.model_kwargs == {'sparsity': 'uniform'}
+
+
+def test_values_of_a_file_become_what_the_command_line_makes_of_them(tmp_path):
+    """YAML 1.1 reads 1e-4 as text."""
+    file = config(tmp_path, 'weight_decay: 1e-4\nepochs: "3"\nscale: [5e-1, 1]\nimg_size: 32\n')
+    args = parse_args(['-c', file])
+    assert (args.weight_decay, args.epochs, args.img_size) == (1e-4, 3, 32)
+    assert args.scale == [0.5, 1.0]
+    assert all(type(value) is float for value in args.scale)
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('epochs: 3\nepoch: 4\nlrr: 1\n', 'config.yaml: unknown option epoch, lrr'),
+        ('config: other.yaml\n', 'config.yaml: unknown option config'),
+        ('lr: fast\n', "config.yaml: bad value for lr: 'fast'"),
+        ('epochs: [3]\n', 'config.yaml: bad value for epochs: [3]'),
+        ('amp: 1\n', 'config.yaml: bad value for amp: 1'),
+        ('scale: 0.5\n', 'config.yaml: bad value for scale: 0.5'),
+        ('model_kwargs: [1]\n', 'config.yaml: bad value for model_kwargs: [1]'),
+        ('clip_mode: soft\n', "config.yaml: bad value for clip_mode: 'soft'"),
+        ('- epochs\n', 'config.yaml holds no options'),
+        ('', 'config.yaml holds no options'),
+        ('epochs: [3\n', 'config.yaml is not YAML'),
+        ('epochs: 0\n', '--epochs must be at least 1'),
+    ],
+)
+def test_a_bad_configuration_file_exits_with_a_message(tmp_path, capsys, text, message):
+    with pytest.raises(SystemExit, match='2'):
+        parse_args(['-c', config(tmp_path, text)])
+    assert f'error: {message}' in capsys.readouterr().err.replace(f'{tmp_path}/', '')
+
+
+def test_a_missing_configuration_file_exits_with_a_message(tmp_path, capsys):
+    with pytest.raises(SystemExit, match='2'):
+        parse_args(['-c', str(tmp_path / 'nothing.yaml')])
+    assert 'nothing.yaml' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('option', ['batch-size', 'grad-accum-steps', 'epochs', 'log-interval'])
+def test_counts_below_one_exit_with_a_message(option, capsys):
+    with pytest.raises(SystemExit, match='2'):
+        parse_args([f'--{option}', '0'])
+    assert f'--{option} must be at least 1' in capsys.readouterr().err
+
+
+def test_there_are_configurations():
+    assert len(CONFIGS) >= 3
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_every_configuration_parses_and_its_model_builds(path):
+    args = parse_args(['-c', str(path)])
+    model = timm.create_model(args.model, device='meta', **args.model_kwargs)
+    optimizer = torch.optim.SGD(model.parameters(), lr=args.lr)
+    create_scheduler_v2(optimizer, **scheduler_kwargs(args, decreasing_metric=False))
+    assert path.stem.startswith(args.model.removesuffix('_adaptive'))
+
+
+def test_the_cifar_configuration_divides_the_rate_by_five_at_60_120_and_160():
+    path = ROOT / 'configs' / 'classification' / 'toponet_tiny_adaptive_cifar100_200ep.yaml'
+    args = parse_args(['-c', str(path)])
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=args.lr)
+    scheduler, epochs = create_scheduler_v2(
+        optimizer, **scheduler_kwargs(args, decreasing_metric=False)
+    )
+    rates = []
+    for epoch in range(epochs):
+        scheduler.step(epoch)
+        rates.append(optimizer.param_groups[0]['lr'])
+    expected = [0.1] * 60 + [0.02] * 60 + [0.004] * 40 + [0.0008] * 40
+    assert rates == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ('argv', 'name'),
+    [
+        ([], 'toponet_tiny_adaptive-digits'),
+        (['--model', 'resnet18', '--dataset', 'torch/cifar10'], 'resnet18-torch_cifar10'),
+        (['--dataset', '', '--data-dir', '/data/birds'], 'toponet_tiny_adaptive-birds'),
+        (['--from-saved', 'output/small'], 'small-digits'),
+    ],
+)
+def test_an_experiment_without_a_name_is_called_after_model_and_data(argv, name):
+    assert default_name(parse_args(argv)) == name
+
+
+def built(args: list[str]):
+    args = parse_args([*args, '--device', 'cpu'])
+    return build(args, init_distributed_device(args))[0]
+
+
+def transforms(args: list[str]) -> dict[str, object]:
+    """The transforms of the training images by the name of their class."""
+    return {type(t).__name__: t for t in built(args).loader_train.dataset.transform.transforms}
+
+
+def test_crop_padding_is_the_cifar_recipe(argv):
+    steps = transforms(argv('--crop-padding', 4, '--hflip', 0.25))
+    assert (steps['RandomCrop'].padding, steps['RandomCrop'].size) == (4, (32, 32))
+    assert steps['RandomHorizontalFlip'].p == 0.25
+    assert list(steps)[-3:-1] == ['RandomCrop', 'RandomHorizontalFlip'], 'before the tensor is made'
+    assert not any('ResizedCrop' in name for name in steps)
+
+
+@pytest.mark.parametrize('extra', [(), ('--crop-padding', 4)], ids=['', 'crop_padding'])
+def test_no_aug_is_none_at_all(argv, extra):
+    loader = built(argv('--no-aug', *extra)).loader_train
+    images = [np.asarray(loader.dataset[0][0]) for _ in range(8)]
+    assert all(np.array_equal(image, images[0]) for image in images)
+    plain = built(argv(*extra)).loader_train
+    images = [np.asarray(plain.dataset[0][0]) for _ in range(8)]
+    assert not all(np.array_equal(image, images[0]) for image in images)
+
+
+def test_edge_weights_are_not_decayed_whatever_the_optimizer_decays(argv):
+    run = built(argv('--weight-decay', 0.5, '--opt-kwargs', 'filter_bias_and_bn=False'))
+    decay = {id(p): g['weight_decay'] for g in run.optimizer.param_groups for p in g['params']}
+    found = {name: decay[id(p)] for name, p in run.model.named_parameters()}
+    assert found == {name: 0.0 if name.endswith('alpha') else 0.5 for name in found}
+
+
+# -- the console ------------------------------------------------------------------------------------
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize('stream', [Terminal, io.StringIO])
+def test_a_terminal_gets_a_bar_and_a_log_plain_lines(tmp_path, monkeypatch, capsys, stream):
+    monkeypatch.setattr(sys, 'stderr', stream())
+    log = RunLog(tmp_path, tensorboard=False)
+    log.start_epoch(0, 2, batches=3)
+    for number in range(3):
+        log.batch(f'batch {number}', line=number == 2)
+    log.end_epoch()
+    log.say('epoch done')
+    err, out = sys.stderr.getvalue(), capsys.readouterr().out
+    if stream is Terminal:
+        assert 'epoch 1/2' in err
+        assert '\r' in err
+        assert out == 'epoch done\n'
+    else:
+        assert err == ''
+        assert out == '  batch 2\nepoch done\n'
+
+
+def test_processes_that_do_not_speak_write_nothing(capsys):
+    log = RunLog(None)
+    log.start_epoch(0, 1, 1)
+    log.batch('batch', line=True)
+    log.epoch(0, {}, {}, 0.1, tiny())
+    log.say('done')
+    log.close()
+    assert capsys.readouterr() == ('', '')
+
+
+def test_the_command_fails_with_one_line_and_status_2(argv, tmp_path):
+    process = command(*argv('--data-dir', tmp_path / 'nowhere'))
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert stdout == ''
+    assert stderr == f'error: data folder {tmp_path / "nowhere"} does not exist\n'
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='Windows sends no SIGINT')
+def test_ctrl_c_exits_with_130_and_resume_finishes_the_run(argv, tmp_path):
+    """SIGINT is ignored in background jobs, so the child must be told to take it."""
+    args = argv('--epochs', 40, '--no-tensorboard')
+    process = command(
+        *args, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler)
+    )
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith('epoch 2/40'):
+            process.send_signal(signal.SIGINT)
+            break
+    stdout, stderr = process.communicate(timeout=60)
+    lines += stdout.splitlines(keepends=True)
+    assert process.returncode == 130, stderr
+    assert stderr == '\ninterrupted; go on from the last whole epoch with --resume auto\n'
+    assert all(line.startswith(('test_toponet: ', '  batch ', 'epoch ')) for line in lines), lines
+    assert '\r' not in ''.join(lines)
+    done = rows(tmp_path / 'run')
+    assert 2 <= len(done) < 40
+    result = run([*args, '--resume', 'auto'])
+    finished = rows(result['folder'])
+    assert finished[: len(done) - 1] == done[:-1]
+    assert [row['epoch'] for row in finished] == list(range(40))
+    timm_topo.load(result['model'])

@@ -1,0 +1,93 @@
+"""Networks side by side: accuracy, edges, parameters, multiply-adds, measured time."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from .cost import count_flops, count_parameters, latency
+from .prune import PruneReport, graph_stages, prune, recalibrate
+
+__all__ = ['Cut', 'measure', 'prune_sweep']
+
+Score = Callable[[nn.Module], float]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One step of :func:`prune_sweep`.
+
+    Attributes:
+        fraction: Share of the edges asked to go.
+        model: What is left, with new batch-norm statistics.
+        report: What went.
+        at_once: Score right after the cut.
+        recalibrated: Score with new batch-norm statistics.
+    """
+
+    fraction: float
+    model: nn.Module
+    report: PruneReport
+    at_once: float
+    recalibrated: float
+
+
+def prune_sweep(
+    model: nn.Module, fractions: Sequence[float], images: Sequence[Tensor], score: Score
+) -> Iterator[Cut]:
+    """Prune ever more edges, each time from ``model``, without training.
+
+    Ends early, before the fraction that would cut a stage in two.
+
+    Args:
+        model: A trained model with graph stages; left as it is.
+        fractions: Shares of edges to remove, ascending.
+        images: Batches for :func:`timm_topo.analysis.prune.recalibrate`.
+        score: Accuracy of a model, say.
+    """
+    for fraction in fractions:
+        try:
+            smaller, report = prune(model, fraction=fraction)
+        except ValueError:
+            if not 0 <= fraction < 1:
+                raise
+            return
+        at_once = score(smaller)
+        recalibrate(smaller, images)
+        yield Cut(fraction, smaller, report, at_once, score(smaller))
+
+
+def measure(
+    networks: dict[str, nn.Module],
+    input_size: Sequence[int],
+    score: Score,
+    batch_size: int = 8,
+    repeats: int = 40,
+) -> dict[str, dict]:
+    """Score and cost of each network, times measured in turn.
+
+    Args:
+        networks: Models with graph stages, by label; the first is the unit of the time ratio.
+        input_size: ``(C, H, W)``.
+        score: Accuracy of a model, say.
+        batch_size: Images per forward pass when time is measured.
+        repeats: Rounds.
+
+    Returns:
+        By label ``score``, ``edges``, ``nodes``, ``parameters``, ``mflops`` (multiply-adds per
+        image in millions), ``ms`` (median per pass) and ``ratio``.
+    """
+    times = latency(networks, input_size, batch_size, repeats)
+    rows = {}
+    for label, model in networks.items():
+        wirings = [stage.wiring for stage in graph_stages(model).values()]
+        rows[label] = {
+            'score': score(model),
+            'edges': sum(wiring.num_edges for wiring in wirings),
+            'nodes': sum(wiring.num_nodes for wiring in wirings),
+            'parameters': count_parameters(model),
+            'mflops': count_flops(model, input_size).total / 1e6,
+            'ms': times[label].median,
+            'ratio': times[label].ratio,
+        }
+    return rows
