@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from ..connectivity.fixed import FixedConnectivity
 from ..stages import GraphStage
+from ..wiring import Wiring
+from .cost import fvcore_nn
 
 __all__ = [
     'PruneReport',
@@ -28,6 +30,7 @@ __all__ = [
     'mask_edges',
     'prune',
     'recalibrate',
+    'relative_weights',
     'retrainable',
 ]
 
@@ -123,6 +126,22 @@ def graph_stages(model: nn.Module) -> dict[str, GraphStage]:
 def edge_weights(model: nn.Module) -> dict[str, Tensor]:
     """Edge weights ``(E,)`` by stage name, detached."""
     return {n: s.connectivity.edge_weights().detach() for n, s in graph_stages(model).items()}
+
+
+def relative_weights(wiring: Wiring, weights: Tensor) -> Tensor:
+    """Edge weights ``(E,)`` over the largest magnitude among the in-edges of the same node.
+
+    Where batch norm follows the weighted sum, scaling all in-edges of a node changes nothing: an
+    L1 penalty shrinks them together, and only their ratios say which sources matter.
+
+    >>> relative_weights(Wiring(3, ((0, 1), (0, 2), (1, 2))), torch.tensor([0.5, -0.1, 0.4]))
+    tensor([ 1.0000, -0.2500,  1.0000])
+    """
+    relative = weights.clone()
+    for start, stop in wiring.in_edges:
+        if stop > start:
+            relative[start:stop] /= weights[start:stop].abs().max().clamp(min=1e-12)
+    return relative
 
 
 def edge_mask(
@@ -281,13 +300,11 @@ def recalibrate(model: nn.Module, batches: Sequence[Tensor]) -> nn.Module:
     Raises:
         ValueError: No batches.
     """
-    from fvcore.nn.precise_bn import update_bn_stats  # optional
-
     if not len(batches):
         raise ValueError('recalibrate needs at least one batch of images')
     training = model.training
     try:
-        update_bn_stats(model.train(), batches, num_iters=len(batches))
+        fvcore_nn().precise_bn.update_bn_stats(model.train(), batches, num_iters=len(batches))
     finally:
         model.train(training)
     return model

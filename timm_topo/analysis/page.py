@@ -1,0 +1,108 @@
+"""The page that shows a wiring before and after pruning; ``tools/demo.py`` writes one."""
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from ..wiring import Wiring
+from . import plot
+from .compare import Cut
+from .prune import PruneReport, StageCut, edge_weights, graph_stages, relative_weights
+from .report import Report
+
+__all__ = ['add_networks', 'add_pruning', 'add_training', 'add_wiring']
+
+
+def add_networks(page: Report, measured: Mapping[str, dict], batch_size: int) -> None:
+    """Table of :func:`timm_topo.analysis.compare.measure`."""
+    page.section('Networks')
+    page.table(
+        ['network', 'top-1 (%)', 'edges', 'nodes', 'parameters', 'M multiply-adds', 'ms', 'ratio'],
+        [
+            [label, f'{m["score"]:.2f}', m['edges'], m['nodes'], f'{m["parameters"]:,}',
+             f'{m["mflops"]:.2f}', f'{m["ms"]:.2f}', f'{m["ratio"]:.2f}']
+            for label, m in measured.items()
+        ],
+        caption=f'Median time of a forward pass of {batch_size} images; measured in turn, in one '
+        'run. Nodes include the input and output of each stage.',
+    )  # fmt: skip
+
+
+def add_wiring(page: Report, model: nn.Module, pruned: nn.Module, report: PruneReport) -> None:
+    """Adjacency before and after, distribution of the weights, and the graphs that are left."""
+    page.section('What was learned')
+    page.figure(
+        plot.adjacency(before_and_after(model, pruned, report), columns=len(report.stages)),
+        caption='Edge weights per stage, learned (above) and after pruning (below). Each row is '
+        'divided by its largest magnitude: batch norm makes the scale of a sum irrelevant, so only '
+        'the ratios within a row say which sources a node listens to.',
+        alt='Adjacency matrices of all stages before and after pruning',
+    )
+    page.figure(
+        plot.weight_histogram(
+            {f'stage {i}': w for i, w in enumerate(edge_weights(model).values(), start=1)}
+        ),
+        caption='Distribution of the edge weights themselves after training; all started at 1. A '
+        'sole in-edge bears no penalty and stays there.',
+        alt='Histogram of edge weights per stage',
+    )
+    for i, cut in enumerate(report.stages, start=1):
+        wiring, weights = _left(model, pruned, cut)
+        page.figure(
+            plot.graph(wiring, weights, title=f'stage {i}'),
+            caption=f'Stage {i} after pruning: {cut.edges[1]} of {cut.edges[0]} edges and '
+            f'{cut.nodes[1]} of {cut.nodes[0]} nodes; widths are relative to the strongest in-edge '
+            'of each node.',
+            alt=f'Graph of stage {i} with edges as wide as their weights',
+        )
+
+
+def before_and_after(model: nn.Module, pruned: nn.Module, report: PruneReport) -> list[plot.Panel]:
+    """Panels of relative weights of all stages, then of what is left, on the same nodes."""
+    panels = [
+        plot.Panel(
+            f'stage {i}, learned',
+            stage.wiring,
+            relative_weights(stage.wiring, edge_weights(model)[name]),
+        )
+        for i, (name, stage) in enumerate(graph_stages(model).items(), start=1)
+    ]
+    panels += [
+        plot.Panel(f'stage {i}, pruned', *_left(model, pruned, cut))
+        for i, cut in enumerate(report.stages, start=1)
+    ]
+    return panels
+
+
+def _left(model: nn.Module, pruned: nn.Module, cut: StageCut) -> tuple[Wiring, Tensor]:
+    """What is left of a stage, on its original nodes: the wiring and the relative weights."""
+    kept = [node for node in range(cut.nodes[0]) if node not in cut.removed]
+    edges = graph_stages(pruned)[cut.name].wiring.edges
+    wiring = graph_stages(model)[cut.name].wiring.subgraph((kept[s], kept[t]) for s, t in edges)
+    weights = edge_weights(pruned)[cut.name]  # in the same order, for kept is ascending
+    return wiring, relative_weights(wiring, weights)
+
+
+def add_pruning(page: Report, cuts: Sequence[Cut], chosen: str, report: PruneReport) -> None:
+    """What each step of :func:`timm_topo.analysis.compare.prune_sweep` cost."""
+    page.section('Pruning')
+    page.text(f'Chosen: {chosen}. In it, the {str(report).splitlines()[-1].strip()}.')
+    page.table(
+        ['edges removed', 'edges left', 'parameters', 'top-1 (%)', 'with new BN statistics (%)'],
+        [
+            [f'{cut.fraction:.0%}', cut.report.edges[1], f'{cut.report.parameters[1]:,}',
+             f'{cut.at_once:.2f}', f'{cut.recalibrated:.2f}']
+            for cut in cuts
+        ],
+        caption='Weakest edges first, without any training.',
+    )  # fmt: skip
+
+
+def add_training(page: Report, rows: Mapping[str, Sequence[Mapping]]) -> None:
+    """Curves from the ``summary.csv`` rows of several runs."""
+    page.section('Training')
+    page.figure(
+        plot.curves(rows, ['train_task_loss', 'train_sparsity', 'eval_top1']),
+        caption='Loss without the L1 term, the L1 sum, and accuracy, per epoch.',
+        alt='Training curves of the networks',
+    )

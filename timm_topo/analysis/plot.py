@@ -1,0 +1,466 @@
+"""Pictures of wirings, edge weights and training (TopoNet, Fig. 2, 3 and 5).
+
+The only module that needs matplotlib. Every function takes plain data and returns a
+``matplotlib.figure.Figure`` of its own: no display, no pyplot, no global state. Whatever colour
+tells, a position, line style, hatch or mark tells too.
+"""
+
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import wraps
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.collections import PolyCollection
+from matplotlib.colors import Normalize, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, PathPatch
+from matplotlib.path import Path
+from matplotlib.ticker import MaxNLocator
+
+from ..wiring import Wiring
+
+__all__ = ['Panel', 'adjacency', 'curves', 'graph', 'to_svg', 'weight_histogram']
+
+_STYLE = {
+    'font.size': 9,
+    'axes.titlesize': 10,
+    'axes.edgecolor': '#5a6068',
+    'axes.spines.top': False,
+    'axes.spines.right': False,
+    'figure.constrained_layout.use': True,
+    'hatch.linewidth': 0.5,
+    'legend.frameon': False,
+    'lines.markersize': 4,
+    'svg.hashsalt': 'timm_topo',  # fixed, so that the same figure has the same bytes
+}
+_POSITIVE, _NEGATIVE, _INK, _FAINT = '#b2182b', '#2166ac', '#1c1e21', '#c4c8cd'
+_HATCH = '#9aa0a6'
+_ARC = (Path.MOVETO, Path.CURVE4, Path.CURVE4, Path.CURVE4)
+_COLOURS = 'RdBu_r'  # red positive, blue negative, white 0; as dark at both ends
+_FLAT = 0.05  # negative weights below this share of the scale get no minus sign
+#: Colour (Okabe and Ito), line and marker of the n-th series.
+_LOOKS = (
+    ('#0072b2', '-', 'o'),
+    ('#d55e00', '--', 's'),
+    ('#009e73', '-.', '^'),
+    ('#cc79a7', ':', 'D'),
+    ('#5a6068', (0, (7, 2)), 'v'),
+    ('#e69f00', (0, (1, 3)), 'P'),
+)
+_NAMES = {
+    'train_loss': 'training loss',
+    'train_task_loss': 'training loss without L1',
+    'train_sparsity': 'L1 of the edge weights',
+    'eval_loss': 'evaluation loss',
+    'eval_top1': 'evaluation top-1 (%)',
+    'eval_top5': 'evaluation top-5 (%)',
+    'lr': 'learning rate',
+}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One matrix of :func:`adjacency`.
+
+    To compare before and after pruning on the same nodes, give the masked wiring:
+    ``Panel('pruned', wiring.subgraph(e for e, k in zip(wiring.edges, keep) if k), weights[keep])``.
+
+    Args:
+        title: Its heading.
+        wiring: N nodes, E >= 1 edges.
+        weights: ``(E,)`` in the order of ``wiring.edges``: a sequence, array or tensor.
+        labels: ``(N,)`` names of the nodes, such as their ids before pruning; their ids by default.
+
+    Raises:
+        ValueError: No edge, a wrong number of weights or labels, or a weight that is not finite.
+    """
+
+    title: str
+    wiring: Wiring
+    weights: Any
+    labels: Sequence | None = None
+
+    def __post_init__(self):
+        object.__setattr__(self, 'weights', _edge_vector(self.wiring, self.weights))
+        object.__setattr__(self, 'labels', _node_labels(self.wiring, self.labels))
+
+
+def _styled(draw: Callable) -> Callable:
+    """Run with our style over matplotlib's defaults, whatever the user's settings are."""
+
+    @wraps(draw)
+    def wrapper(*args, **kwargs):
+        with style.context(['default', _STYLE]):
+            return draw(*args, **kwargs)
+
+    return wrapper
+
+
+@_styled
+def to_svg(fig: Figure) -> str:
+    """SVG text of a figure, transparent and the same at every call for the same drawing."""
+    buffer = io.StringIO()
+    nothing = dict.fromkeys(('Date', 'Creator', 'Format', 'Type'))
+    fig.savefig(buffer, format='svg', transparent=True, metadata=nothing)
+    return buffer.getvalue()
+
+
+@_styled
+def adjacency(
+    panels: Sequence[Panel], columns: int | None = None, limit: float | None = None
+) -> Figure:
+    """Adjacency matrices, rows = targets, columns = sources (TopoNet, Fig. 2 and 3).
+
+    One colour scale for all: white 0, red positive, blue negative and marked with a minus sign
+    (from 5% of the scale on). Edges that the wiring does not have are hatched; places where no
+    edge can be are blank.
+
+    Args:
+        panels: What to show, row by row.
+        columns: Panels per row, at most 3 by default. Two rows, before and after: all panels
+            before, then all after, and their number here.
+        limit: |weight| of full colour; by default the largest.
+
+    Raises:
+        ValueError: No panel, or ``columns`` or ``limit`` not positive.
+    """
+    panels = list(panels)
+    if not panels:
+        raise ValueError('adjacency needs at least one Panel, got none')
+    columns = _columns(len(panels)) if columns is None else columns
+    if columns < 1:
+        raise ValueError(f'columns must be at least 1, got {columns}')
+    rows = math.ceil(len(panels) / columns)
+    largest = max(np.abs(panel.weights).max() for panel in panels)
+    norm = Normalize(-_limit(limit, largest), _limit(limit, largest))
+    side = min(3.0, 9.0 / columns)
+    fig = Figure(figsize=(columns * side + 1.0, rows * (side + 0.25) + 0.3))
+    grid = fig.subplots(rows, columns, squeeze=False)
+    for axes, panel in zip(grid.flat, panels):
+        _draw_matrix(axes, panel, norm, side)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_axis_off()
+    fig.colorbar(
+        ScalarMappable(norm, _COLOURS),
+        ax=grid,
+        label='edge weight',
+        extend='both' if largest > norm.vmax else 'neither',
+        fraction=0.05,
+        aspect=15 * rows,
+    )
+    _matrix_key(fig, panels, norm)
+    return fig
+
+
+def _draw_matrix(axes: Axes, panel: Panel, norm: Normalize, side: float) -> None:
+    n, wiring = panel.wiring.num_nodes, panel.wiring
+    hatched = dict(facecolor='none', edgecolor=_HATCH, hatch='/////', linewidth=0)
+    axes.add_collection(PolyCollection(_cells(_absent(wiring)), gid='absent', **hatched))
+    coloured = dict(array=panel.weights, norm=norm, cmap=_COLOURS, edgecolor=_FAINT, linewidth=0.4)
+    axes.add_collection(PolyCollection(_cells(wiring.edges), gid='edges', **coloured))
+    for dark in (False, True):
+        marked = _marked(panel, norm) & ((panel.weights < -0.6 * norm.vmax) == dark)
+        source, target = np.array(wiring.edges)[marked].T
+        size = min(36 * side / n, 9)  # half a cell, in points
+        colour = 'white' if dark else _INK
+        axes.scatter(source, target, size**2, colour, '_', linewidth=0.9, gid='minus')
+    step = math.ceil(n / (3 * side))
+    axes.set(xlim=(-0.5, n - 0.5), ylim=(n - 0.5, -0.5), aspect='equal')
+    axes.set(xlabel='source', ylabel='target')
+    axes.set_xticks(range(0, n, step), panel.labels[::step], parse_math=False)
+    axes.set_yticks(range(0, n, step), panel.labels[::step], parse_math=False)
+    axes.set_title(panel.title, parse_math=False)
+
+
+def _matrix_key(fig: Figure, panels: list[Panel], norm: Normalize) -> None:
+    """Explain minus signs and hatches, where there are any."""
+    key = {}
+    if any(_marked(panel, norm).any() for panel in panels):
+        key['negative'] = Line2D([], [], color=_INK, marker='_', linestyle='none', markersize=7)
+    if any(_absent(panel.wiring) for panel in panels):
+        key['no edge'] = Patch(facecolor='none', edgecolor=_HATCH, hatch='/////', linewidth=0.5)
+    if key:
+        fig.legend(list(key.values()), list(key), loc='outside lower center', ncols=2)
+
+
+def _marked(panel: Panel, norm: Normalize) -> np.ndarray:
+    return panel.weights < -_FLAT * norm.vmax
+
+
+def _absent(wiring: Wiring) -> list[tuple[int, int]]:
+    """Pairs in order that are no edge."""
+    present = set(wiring.edges)
+    return [pair for pair in combinations(range(wiring.num_nodes), 2) if pair not in present]
+
+
+def _cells(edges: Sequence[tuple[int, int]]) -> list:
+    """Unit squares ``(4, 2)`` around (source, target)."""
+    corners = np.array([(-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5)])
+    return [corners + edge for edge in edges]
+
+
+@_styled
+def graph(
+    wiring: Wiring,
+    weights: Any,
+    title: str = '',
+    labels: Sequence | None = None,
+    limit: float | None = None,
+) -> Figure:
+    """A stage as a graph: nodes in order on a line, positive edges above, negative below, dashed.
+
+    Width and opacity grow with |weight|, so weak edges are faint. Dead nodes are hollow.
+
+    Args:
+        wiring: N nodes, E >= 1 edges.
+        weights: ``(E,)`` in the order of ``wiring.edges``: a sequence, array or tensor.
+        title: Heading.
+        labels: ``(N,)`` names of the nodes; their ids by default.
+        limit: |weight| of full width, to compare figures; by default the largest.
+
+    Raises:
+        ValueError: No edge, a wrong number of weights or labels, a weight that is not finite, or
+            ``limit`` not positive.
+    """
+    weights, labels = _edge_vector(wiring, weights), _node_labels(wiring, labels)
+    limit = _limit(limit, np.abs(weights).max())
+    order = np.argsort(np.abs(weights), kind='stable')  # strong edges on top
+    above = weights[order] >= 0
+    fig = Figure()
+    axes = fig.add_subplot()
+    top = _draw_arcs(axes, wiring, weights, order[above], limit)
+    bottom = _draw_arcs(axes, wiring, weights, order[~above], limit)
+    _draw_nodes(axes, wiring, labels)
+    axes.set(xlim=(-1.6, wiring.num_nodes + 0.6), ylim=(-bottom, top))
+    axes.set_axis_off()
+    axes.set_title(title, parse_math=False)
+    fig.set_size_inches(
+        np.clip(0.34 * wiring.num_nodes + 1.4, 5, 10), np.clip(0.2 * (top + bottom) + 1.1, 2, 6)
+    )
+    shown = [limit, limit / 2] + [-limit / 2] * (not above.all())
+    key = [Line2D([], [], **_edge_look(w, limit)) for w in shown]
+    names = [f'{w:.2g}'.replace('-', '\u2212') for w in shown]
+    fig.legend(
+        key, names, title='edge weight', title_fontsize=9,
+        loc='outside lower center', ncols=3, handlelength=3.5,
+    )  # fmt: skip
+    return fig
+
+
+def _edge_look(weight: float, limit: float) -> dict:
+    """Red and solid, or blue and dashed; wide and opaque as |weight| nears ``limit``."""
+    strength = min(abs(weight) / limit, 1)
+    return dict(
+        color=(*to_rgb(_POSITIVE if weight >= 0 else _NEGATIVE), 0.1 + 0.9 * strength),
+        linewidth=0.4 + 3.2 * strength,
+        linestyle='-' if weight >= 0 else (0, (3, 1.2)),
+    )
+
+
+def _draw_arcs(axes: Axes, wiring: Wiring, weights: np.ndarray, edges, limit: float) -> float:
+    """Draw edges of one sign; returns how far from the line they reach."""
+    reach = 1.1
+    for e in edges:
+        source, target = wiring.edges[e]
+        height = (target - source) ** 0.75
+        reach = max(reach, height + 0.3)
+        control = math.copysign(4 / 3 * height, weights[e] if weights[e] else 1)
+        axes.add_patch(
+            PathPatch(
+                Path([(source, 0), (source, control), (target, control), (target, 0)], _ARC),
+                fill=False, capstyle='butt', gid=f'edge-{source}-{target}',
+                **_edge_look(weights[e], limit),
+            )
+        )  # fmt: skip
+    return reach
+
+
+def _draw_nodes(axes: Axes, wiring: Wiring, labels: Sequence[str]) -> None:
+    dead, last = set(wiring.dead_nodes()), wiring.num_nodes - 1
+    for node, label in enumerate(labels):
+        end = node in (0, last)
+        axes.scatter(
+            node, 0, s=200, marker='s' if end else 'o', zorder=3, gid=f'node-{node}',
+            facecolor=_INK if end and node not in dead else 'white',
+            edgecolor=_FAINT if node in dead else _INK,
+            linestyle='--' if node in dead else '-',
+        )  # fmt: skip
+        colour = '#767c84' if node in dead else 'white' if end else _INK
+        axes.text(
+            node, 0, label, color=colour, fontsize=7.5, ha='center', va='center_baseline',
+            zorder=4, parse_math=False,
+        )  # fmt: skip
+    axes.text(-0.6, 0, 'input', ha='right', va='center_baseline')
+    axes.text(last + 0.6, 0, 'output', ha='left', va='center_baseline')
+
+
+@_styled
+def weight_histogram(
+    series: Mapping[str, Any], magnitude: bool = True, bins: int = 31, title: str = ''
+) -> Figure:
+    """Histograms of edge weights, one below the other on the same axes (TopoNet, Fig. 3).
+
+    Args:
+        series: Weights ``(E,)`` by label, at most 6; E may differ.
+        magnitude: Whether to count |weight|, else weight over a range symmetric about 0.
+        bins: Number of bins.
+        title: Heading.
+
+    Raises:
+        ValueError: No or too many series, a series that is empty or not finite, or ``bins`` < 1.
+    """
+    values = {label: _vector(w, f'series {label!r}') for label, w in series.items()}
+    _check_series(values, 'weight_histogram')
+    if bins < 1:
+        raise ValueError(f'bins must be at least 1, got {bins}')
+    top = max(np.abs(v).max() for v in values.values()) or 1.0
+    edges = np.linspace(0 if magnitude else -top, top, bins + 1)
+    fig = Figure(figsize=(7, 1.05 * len(values) + 0.9))
+    grid = fig.subplots(len(values), sharex=True, sharey=True, squeeze=False)[:, 0]
+    for axes, (label, vector) in zip(grid, values.items()):
+        counts, _ = np.histogram(np.abs(vector) if magnitude else vector, edges)
+        axes.stairs(counts, edges, fill=True, facecolor='#8fb4d9', edgecolor=_INK, linewidth=0.7)
+        axes.text(
+            0.99, 0.94, f'{label}\n{len(vector)} edges', transform=axes.transAxes,
+            ha='right', va='top', parse_math=False,
+        )  # fmt: skip
+    grid[-1].set(xlabel='|edge weight|' if magnitude else 'edge weight', xlim=edges[[0, -1]])
+    grid[-1].yaxis.set_major_locator(MaxNLocator(4, integer=True))
+    fig.supylabel('number of edges', fontsize=9)
+    fig.suptitle(title, fontsize=10, parse_math=False)
+    return fig
+
+
+@_styled
+def curves(
+    runs: Mapping[str, Sequence[Mapping]],
+    keys: Sequence[str],
+    x: str = 'epoch',
+    names: Mapping[str, str] | None = None,
+) -> Figure:
+    """One small plot per key, one line per run.
+
+    Args:
+        runs: Rows by label, at most 6 runs; a row maps columns to numbers or to text as
+            ``csv.DictReader`` gives it. Empty and not finite values leave a gap.
+        keys: Columns to plot. A run without a column is missing from that plot.
+        x: Column of the horizontal axis.
+        names: Axis labels by column, over the built-in ones.
+
+    Raises:
+        ValueError: No or too many runs, a run without rows, no keys, a column that no run has, a
+            row without ``x``, or text that is not a number.
+    """
+    runs = {label: list(rows) for label, rows in runs.items()}
+    _check_series(runs, 'curves')
+    if not keys:
+        raise ValueError('curves needs at least one key, got none')
+    columns = _columns(len(keys))
+    rows = math.ceil(len(keys) / columns)
+    names = {**_NAMES, **(names or {})}
+    fig = Figure(figsize=(3.2 * columns + 0.4, 2.5 * rows + 0.4))
+    grid = fig.subplots(rows, columns, squeeze=False)
+    for axes, key in zip(grid.flat, keys):
+        _draw_curves(axes, runs, key, x)
+        axes.set_xlabel(names.get(x, x), parse_math=False)
+        axes.set_title(names.get(key, key.replace('_', ' ')), parse_math=False)
+    for axes in grid.flat[len(keys) :]:
+        axes.set_axis_off()
+    handles = [Line2D([], [], color=c, linestyle=s, marker=m) for c, s, m in _LOOKS]
+    legend = fig.legend(
+        handles[: len(runs)], [f'\u200b{label}' for label in runs],  # '_x' would be left out
+        loc='outside upper center', ncols=min(len(runs), 3), handlelength=3.5,
+    )  # fmt: skip
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    return fig
+
+
+def _draw_curves(axes: Axes, runs: Mapping[str, list], key: str, x: str) -> None:
+    known = sorted({column for rows in runs.values() for row in rows for column in row})
+    for column in (x, key):
+        if column not in known:
+            raise ValueError(f'no run has a column {column!r}; there are: {", ".join(known)}')
+    for (label, rows), (colour, line, marker) in zip(runs.items(), _LOOKS):
+        if not any(key in row for row in rows):
+            continue
+        if missing := [i for i, row in enumerate(rows) if x not in row]:
+            raise ValueError(f'row {missing[0]} of run {label!r} has no column {x!r}')
+        step = max(1, len(rows) // 8)  # between markers; the last row has one
+        axes.plot(
+            [_number(row[x], x) for row in rows],
+            [_number(row.get(key), key) for row in rows],
+            color=colour, linestyle=line, marker=marker, markevery=((len(rows) - 1) % step, step),
+        )  # fmt: skip
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=x == 'epoch'))
+    axes.grid(axis='y', color='#e3e5e8', linewidth=0.8)
+
+
+def _number(value: Any, column: str) -> float:
+    """A finite float, or NaN for a gap."""
+    if value is None or value == '':
+        return math.nan
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f'column {column!r} holds {value!r}, which is not a number') from None
+    return number if math.isfinite(number) else math.nan
+
+
+def _columns(count: int) -> int:
+    """Small plots per row."""
+    return 2 if count == 4 else min(count, 3)
+
+
+def _check_series(series: Mapping, name: str) -> None:
+    if not 1 <= len(series) <= len(_LOOKS):
+        raise ValueError(f'{name} shows 1 to {len(_LOOKS)} series, got {len(series)}')
+    for label, values in series.items():
+        if len(values) == 0:
+            raise ValueError(f'{label!r} is empty')
+
+
+def _vector(weights: Any, what: str) -> np.ndarray:
+    """A finite float array ``(E,)`` from a sequence, array or tensor."""
+    if hasattr(weights, 'detach'):
+        weights = weights.detach().float().cpu().numpy()
+    vector = np.asarray(weights, dtype=float)
+    if vector.ndim != 1:
+        raise ValueError(f'{what} needs weights of shape (E,), got {vector.shape}')
+    if not np.isfinite(vector).all():
+        raise ValueError(
+            f'{what} has {int((~np.isfinite(vector)).sum())} weights that are NaN or inf'
+        )
+    return vector
+
+
+def _edge_vector(wiring: Wiring, weights: Any) -> np.ndarray:
+    vector = _vector(weights, str(wiring))
+    if wiring.num_edges == 0:
+        raise ValueError(f'{wiring} has no edge to show')
+    if len(vector) != wiring.num_edges:
+        raise ValueError(f'{wiring} needs {wiring.num_edges} weights, got {len(vector)}')
+    return vector
+
+
+def _node_labels(wiring: Wiring, labels: Sequence | None) -> list[str]:
+    names = [str(label) for label in (range(wiring.num_nodes) if labels is None else labels)]
+    if len(names) != wiring.num_nodes:
+        raise ValueError(f'{wiring} needs {wiring.num_nodes} node labels, got {len(names)}')
+    return names
+
+
+def _limit(limit: float | None, largest: float) -> float:
+    if limit is None:
+        return float(largest) or 1.0
+    if not (math.isfinite(limit) and limit > 0):
+        raise ValueError(f'limit must be finite and positive, got {limit}')
+    return float(limit)
