@@ -13,7 +13,7 @@ from .report import Report
 __all__ = ['add_networks', 'add_pruning', 'add_training', 'add_wiring']
 
 
-def add_networks(page: Report, measured: Mapping[str, dict], batch_size: int) -> None:
+def add_networks(page: Report, measured: Mapping[str, dict], batch_size: int, threads: int) -> None:
     """Table of :func:`timm_topo.analysis.compare.measure`."""
     page.section('Networks')
     page.table(
@@ -23,8 +23,8 @@ def add_networks(page: Report, measured: Mapping[str, dict], batch_size: int) ->
              f'{m["mflops"]:.2f}', f'{m["ms"]:.2f}', f'{m["ratio"]:.2f}']
             for label, m in measured.items()
         ],
-        caption=f'Median time of a forward pass of {batch_size} images; measured in turn, in one '
-        'run. Nodes include the input and output of each stage.',
+        caption=f'Median time of a forward pass of {batch_size} images on {threads} CPU thread(s), '
+        'measured in turn in one run. Nodes include the input and output of each stage.',
     )  # fmt: skip
 
 

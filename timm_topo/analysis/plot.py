@@ -115,7 +115,10 @@ def to_svg(fig: Figure) -> str:
 
 @_styled
 def adjacency(
-    panels: Sequence[Panel], columns: int | None = None, limit: float | None = None
+    panels: Sequence[Panel],
+    columns: int | None = None,
+    limit: float | None = None,
+    quantity: str = 'edge weight',
 ) -> Figure:
     """Adjacency matrices, rows = targets, columns = sources (TopoNet, Fig. 2 and 3).
 
@@ -128,6 +131,7 @@ def adjacency(
         columns: Panels per row, at most 3 by default. Two rows, before and after: all panels
             before, then all after, and their number here.
         limit: |weight| of full colour; by default the largest.
+        quantity: What the colours mean.
 
     Raises:
         ValueError: No panel, or ``columns`` or ``limit`` not positive.
@@ -151,7 +155,7 @@ def adjacency(
     fig.colorbar(
         ScalarMappable(norm, _COLOURS),
         ax=grid,
-        label='edge weight',
+        label=quantity,
         extend='both' if largest > norm.vmax else 'neither',
         fraction=0.05,
         aspect=15 * rows,
@@ -163,15 +167,15 @@ def adjacency(
 def _draw_matrix(axes: Axes, panel: Panel, norm: Normalize, side: float) -> None:
     n, wiring = panel.wiring.num_nodes, panel.wiring
     hatched = dict(facecolor='none', edgecolor=_HATCH, hatch='/////', linewidth=0)
-    axes.add_collection(PolyCollection(_cells(_absent(wiring)), gid='absent', **hatched))
+    axes.add_collection(PolyCollection(_cells(_absent(wiring)), label='absent', **hatched))
     coloured = dict(array=panel.weights, norm=norm, cmap=_COLOURS, edgecolor=_FAINT, linewidth=0.4)
-    axes.add_collection(PolyCollection(_cells(wiring.edges), gid='edges', **coloured))
+    axes.add_collection(PolyCollection(_cells(wiring.edges), label='edges', **coloured))
     for dark in (False, True):
         marked = _marked(panel, norm) & ((panel.weights < -0.6 * norm.vmax) == dark)
         source, target = np.array(wiring.edges)[marked].T
         size = min(36 * side / n, 9)  # half a cell, in points
         colour = 'white' if dark else _INK
-        axes.scatter(source, target, size**2, colour, '_', linewidth=0.9, gid='minus')
+        axes.scatter(source, target, size**2, colour, '_', linewidth=0.9, label='minus')
     step = math.ceil(n / (3 * side))
     axes.set(xlim=(-0.5, n - 0.5), ylim=(n - 0.5, -0.5), aspect='equal')
     axes.set(xlabel='source', ylabel='target')
@@ -214,6 +218,7 @@ def graph(
     title: str = '',
     labels: Sequence | None = None,
     limit: float | None = None,
+    quantity: str = 'edge weight',
 ) -> Figure:
     """A stage as a graph: nodes in order on a line, positive edges above, negative below, dashed.
 
@@ -225,6 +230,7 @@ def graph(
         title: Heading.
         labels: ``(N,)`` names of the nodes; their ids by default.
         limit: |weight| of full width, to compare figures; by default the largest.
+        quantity: What the widths mean.
 
     Raises:
         ValueError: No edge, a wrong number of weights or labels, a weight that is not finite, or
@@ -249,7 +255,7 @@ def graph(
     key = [Line2D([], [], **_edge_look(w, limit)) for w in shown]
     names = [f'{w:.2g}'.replace('-', '\u2212') for w in shown]
     fig.legend(
-        key, names, title='edge weight', title_fontsize=9,
+        key, names, title=quantity, title_fontsize=9,
         loc='outside lower center', ncols=3, handlelength=3.5,
     )  # fmt: skip
     return fig
