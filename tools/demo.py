@@ -36,7 +36,7 @@ BATCH = 8  # images per pass when time is measured
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--output', default='output/demo', metavar='FOLDER')
-    parser.add_argument('--epochs', type=int, default=25)
+    parser.add_argument('--epochs', type=int, default=20)
     parser.add_argument('--seed', type=int, default=42)
     options = parser.parse_args()
     torch.set_num_threads(1)  # as fast for maps this small, and steady on a busy machine
@@ -67,6 +67,8 @@ def main() -> None:
     page = make_page(options, measured, difference)
     pages.add_networks(page, measured, BATCH, torch.get_num_threads())
     pages.add_wiring(page, model, best.model, best.report)
+    figure = pages.before_and_after(model, best.model, best.report)
+    figure.savefig(folder / 'learned_wiring.png', dpi=90)
     chosen = (
         f'{best.fraction:.0%} of the edges, the most that cost at most {TOLERANCE} points of '
         'accuracy on the training data'

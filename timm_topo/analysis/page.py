@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from ..wiring import Wiring
@@ -10,7 +11,7 @@ from .compare import Cut
 from .prune import PruneReport, StageCut, edge_weights, graph_stages, relative_weights
 from .report import Report
 
-__all__ = ['add_networks', 'add_pruning', 'add_training', 'add_wiring']
+__all__ = ['add_networks', 'add_pruning', 'add_training', 'add_wiring', 'before_and_after']
 
 
 def add_networks(page: Report, measured: Mapping[str, dict], batch_size: int, threads: int) -> None:
@@ -32,7 +33,7 @@ def add_wiring(page: Report, model: nn.Module, pruned: nn.Module, report: PruneR
     """Adjacency before and after, distribution of the weights, and the graphs that are left."""
     page.section('What was learned')
     page.figure(
-        plot.adjacency(before_and_after(model, pruned, report), columns=len(report.stages)),
+        before_and_after(model, pruned, report),
         caption='Edge weights per stage, learned (above) and after pruning (below). Each row is '
         'divided by its largest magnitude: batch norm makes the scale of a sum irrelevant, so only '
         'the ratios within a row say which sources a node listens to.',
@@ -57,8 +58,8 @@ def add_wiring(page: Report, model: nn.Module, pruned: nn.Module, report: PruneR
         )
 
 
-def before_and_after(model: nn.Module, pruned: nn.Module, report: PruneReport) -> list[plot.Panel]:
-    """Panels of relative weights of all stages, then of what is left, on the same nodes."""
+def before_and_after(model: nn.Module, pruned: nn.Module, report: PruneReport) -> Figure:
+    """Relative weights of all stages, and below of what is left of them, on the same nodes."""
     panels = [
         plot.Panel(
             f'stage {i}, learned',
@@ -71,7 +72,7 @@ def before_and_after(model: nn.Module, pruned: nn.Module, report: PruneReport) -
         plot.Panel(f'stage {i}, pruned', *_left(model, pruned, cut))
         for i, cut in enumerate(report.stages, start=1)
     ]
-    return panels
+    return plot.adjacency(panels, columns=len(report.stages))
 
 
 def _left(model: nn.Module, pruned: nn.Module, cut: StageCut) -> tuple[Wiring, Tensor]:
