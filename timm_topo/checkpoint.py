@@ -9,8 +9,6 @@ pretrained=True)``.
 import copy
 import json
 import os
-import pickle
-import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,33 +47,52 @@ def save(
         FileExistsError: ``folder`` holds something that is not a saved network.
         TypeError: ``model`` does not come from ``timm.create_model``.
     """
-    folder = Path(folder)
-    if not getattr(model, 'pretrained_cfg', {}).get('architecture'):
-        raise TypeError(f'save needs a model from timm.create_model, got {type(model).__name__}')
-    if folder.exists() and any(folder.iterdir()) and not (folder / 'config.json').is_file():
+    folder = Path(folder).resolve()
+    named = getattr(model, 'pretrained_cfg', {}).get('architecture')
+    if not named or not hasattr(model, 'num_classes'):
+        raise TypeError(
+            f'save needs a whole model from timm.create_model, got {type(model).__name__}'
+        )
+    if folder.exists() and not _is_ours(folder):
         raise FileExistsError(f'{folder} exists and holds no saved network; choose another folder')
     folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f'.{folder.name}-', dir=folder.parent))
-    try:
+    with tempfile.TemporaryDirectory(prefix=f'.{folder.name}-', dir=folder.parent) as scratch:
+        new, old = Path(scratch) / 'new', Path(scratch) / 'old'
+        new.mkdir()
         save_for_hf(
             copy.deepcopy(model).to(memory_format=torch.contiguous_format),
-            scratch,
+            new,
             model_config={
                 'timm_topo_format': FORMAT,
                 'label_names': list(label_names) if label_names else None,
             },
-            model_args=model.topology(),
+            model_args=model.topology() if hasattr(model, 'topology') else None,
             safe_serialization=True,
             data_config=data_config,
         )
-        scratch.chmod(0o755)
         if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(scratch, folder)
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
+            os.replace(folder, old)
+        try:
+            os.replace(new, folder)
+        except BaseException:
+            if old.exists():
+                os.replace(old, folder)
+            raise
     return folder
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a folder is empty or a saved network and nothing more."""
+    files = {entry.name for entry in folder.iterdir()}
+    if not files:
+        return True
+    if files != {'config.json', 'model.safetensors'}:
+        return False
+    try:
+        saved_config(folder)
+    except ValueError:
+        return False
+    return True
 
 
 def saved_config(folder: str | Path) -> dict:
@@ -93,12 +110,14 @@ def saved_config(folder: str | Path) -> dict:
         config = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
     except ValueError as error:
         raise ValueError(f'{folder / "config.json"} is not JSON: {error}') from None
-    if not isinstance(config, dict) or 'architecture' not in config:
+    if not isinstance(config, dict) or not isinstance(config.get('architecture'), str):
         raise ValueError(f'{folder / "config.json"} names no architecture')
-    if config.get('timm_topo_format', FORMAT) > FORMAT:
+    version = config.get('timm_topo_format', FORMAT)
+    if not isinstance(version, int):
+        raise ValueError(f'{folder / "config.json"} has format {version!r}, not a number')
+    if version > FORMAT:
         raise ValueError(
-            f'{folder} has format {config["timm_topo_format"]}, this version reads up to {FORMAT}: '
-            'upgrade timm_topo'
+            f'{folder} has format {version}, this version reads up to {FORMAT}: upgrade timm_topo'
         )
     return config
 
@@ -127,6 +146,8 @@ def load(folder: str | Path, **kwargs) -> nn.Module:
         if 'state_dict' not in str(error):
             raise
         raise ValueError(f'{folder}: the weights do not fit the network: {error}') from None
+    except ValueError as error:
+        raise ValueError(f'{folder}: {error}') from None
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
@@ -141,9 +162,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     if not Path(path).is_file():
         raise FileNotFoundError(f'checkpoint {path} does not exist')
     try:
-        return load_state_dict(str(path), use_ema=True, weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
+        state = load_state_dict(str(path), use_ema=True, weights_only=True)
+        if not all(isinstance(value, Tensor) for value in state.values()):
+            raise ValueError('it holds something else than tensors')
+    except Exception as error:  # a damaged file makes torch.load raise almost anything
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise ValueError(
             f'checkpoint {path} is truncated, damaged or not just weights: {reason}'
         ) from None
+    return state

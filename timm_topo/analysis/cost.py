@@ -12,7 +12,7 @@ from torch import nn
 
 from ..stages import GraphStage
 
-__all__ = ['Flops', 'Latency', 'count_flops', 'count_parameters', 'latency']
+__all__ = ['Flops', 'Latency', 'count_flops', 'count_parameters', 'input_size_of', 'latency']
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,12 @@ def count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
+def input_size_of(model: nn.Module) -> tuple[int, int, int]:
+    """``(C, H, W)`` that a timm model is made for."""
+    channels, height, width = model.pretrained_cfg['input_size']
+    return getattr(model, 'in_chans', channels), height, width
+
+
 def count_flops(model: nn.Module, input_size: Sequence[int] | None = None) -> Flops:
     """Multiply-adds of ``model`` for one image, convolutions and linear layers by fvcore.
 
@@ -64,7 +70,7 @@ def count_flops(model: nn.Module, input_size: Sequence[int] | None = None) -> Fl
         input_size: ``(C, H, W)``; the model's own by default.
     """
     analysis = fvcore_nn().FlopCountAnalysis
-    size = input_size or model.pretrained_cfg['input_size']
+    size = input_size or input_size_of(model)
     reference = next(model.parameters())
     image = torch.zeros(1, *size, device=reference.device, dtype=reference.dtype)
     edges = []
@@ -79,9 +85,11 @@ def count_flops(model: nn.Module, input_size: Sequence[int] | None = None) -> Fl
     log.setLevel(logging.ERROR)  # it lists every operation that is not counted
     try:
         with torch.no_grad():
-            model.eval()(image)
-            for hook in hooks:
-                hook.remove()
+            try:
+                model.eval()(image)
+            finally:
+                for hook in hooks:
+                    hook.remove()
             with warnings.catch_warnings():
                 warnings.simplefilter('ignore')  # of torch.jit.trace
                 counted = analysis(model, image).by_operator()

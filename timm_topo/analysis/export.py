@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from .cost import input_size_of
+
 __all__ = ['export_onnx']
 
 
@@ -40,7 +42,7 @@ def export_onnx(
         raise ImportError(f'{error}; install the export extra: timm-topo[export]') from None
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    size = tuple(input_size or model.pretrained_cfg['input_size'])
+    size = tuple(input_size or input_size_of(model))
     images = torch.randn(3, *size, generator=torch.Generator().manual_seed(0))
     training, device = model.training, next(model.parameters()).device
     with tempfile.TemporaryDirectory(dir=path.parent, prefix='.export-') as folder:

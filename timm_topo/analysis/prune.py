@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..connectivity.fixed import FixedConnectivity
 from ..stages import GraphStage
 from ..wiring import Wiring
-from .cost import fvcore_nn
+from .cost import fvcore_nn, input_size_of
 
 __all__ = [
     'PruneReport',
@@ -278,7 +278,7 @@ def _probe_output(model: nn.Module, probe: Tensor | None) -> Tensor:
     reference = next(model.parameters())
     if probe is None:
         noise = torch.Generator().manual_seed(0)
-        probe = torch.randn(2, *model.pretrained_cfg['input_size'], generator=noise)
+        probe = torch.randn(2, *input_size_of(model), generator=noise)
     training = model.training
     try:
         return model.eval()(probe.to(reference)).float()
@@ -302,11 +302,12 @@ def recalibrate(model: nn.Module, batches: Sequence[Tensor]) -> nn.Module:
     """
     if not len(batches):
         raise ValueError('recalibrate needs at least one batch of images')
-    training = model.training
-    try:
-        fvcore_nn().precise_bn.update_bn_stats(model.train(), batches, num_iters=len(batches))
-    finally:
-        model.train(training)
+    estimate = copy.deepcopy(model).train()  # fvcore leaves a model in pieces where it fails
+    fvcore_nn().precise_bn.update_bn_stats(estimate, batches, num_iters=len(batches))
+    for module in estimate.modules():
+        if getattr(module, 'running_var', None) is not None:
+            module.running_var.clamp_(min=0)  # mean of squares minus square of mean: rounding
+    model.load_state_dict(estimate.state_dict())
     return model
 
 

@@ -1,0 +1,206 @@
+"""ONNX export: onnxruntime computes what torch computes, or no file appears."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import timm
+import torch
+from torch import nn
+
+import timm_topo  # noqa: F401  registers the models
+from timm_topo.analysis import export
+from timm_topo.analysis.export import export_onnx
+from timm_topo.analysis.prune import freeze_edge_weights, prune
+
+SIZE = (3, 16, 16)
+
+
+def tiny(randomise, **options) -> nn.Module:
+    sizes = dict(num_nodes=(4, 3), widths=(4, 6), strides=(1, 2), stem_width=4, num_classes=5)
+    return randomise(timm.create_model('test_toponet', **{**sizes, **options})).eval()
+
+
+def pruned(model: nn.Module) -> nn.Module:
+    """Without node 1 of the first stage, which nobody reads any more."""
+    keep = {
+        f'stages.{i}': torch.ones(s.wiring.num_edges).bool() for i, s in enumerate(model.stages)
+    }
+    for gone in ((1, 2), (1, 3)):
+        keep['stages.0'][model.stages[0].wiring.edges.index(gone)] = False
+    smaller, _ = prune(model, keep=keep, probe=torch.zeros(1, *SIZE))
+    assert smaller.stages[0].wiring.num_nodes == 3
+    return smaller
+
+
+def run(path: Path, images: torch.Tensor) -> torch.Tensor:
+    session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
+    (logits,) = session.run(['logits'], {'image': images.numpy()})
+    return torch.from_numpy(np.asarray(logits))
+
+
+KINDS = {'as built': lambda model: model, 'pruned': pruned, 'frozen': freeze_edge_weights}
+
+
+@pytest.fixture(scope='module')
+def exported(tmp_path_factory, randomise):
+    """Function that exports a kind of network once: the network, the file and the difference."""
+    done = {}
+
+    def exported(kind: str) -> tuple[nn.Module, Path, float]:
+        if kind not in done:
+            torch.manual_seed(0)
+            model = KINDS[kind](tiny(randomise))
+            path = tmp_path_factory.mktemp('onnx') / 'model.onnx'
+            done[kind] = model, path, export_onnx(model, path, SIZE)
+        return done[kind]
+
+    return exported
+
+
+@pytest.fixture
+def without_exporter(monkeypatch, exported):
+    """Skip the slow part: the export of whatever model yields the file of the network as built."""
+    model, path, _ = exported('as built')
+    content = path.read_bytes()
+    monkeypatch.setattr(export, '_export', lambda model, images, to: to.write_bytes(content))
+    return model
+
+
+# -- what is written ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('kind', sorted(KINDS))
+def test_onnxruntime_equals_torch_for_any_batch_size(exported, kind):
+    model, path, difference = exported(kind)
+    assert 0 <= difference < 1e-4
+    with torch.no_grad():
+        for batch in (1, 2, 3, 7):
+            images = torch.randn(batch, *SIZE)
+            expected = model(images)
+            atol = 1e-5 * expected.abs().max().item()
+            torch.testing.assert_close(run(path, images), expected, rtol=1e-4, atol=atol)
+
+
+def test_the_file_is_alone_in_its_folder_and_holds_its_weights(exported):
+    model, path, _ = exported('as built')
+    assert [file.name for file in path.parent.iterdir()] == ['model.onnx']
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    assert path.stat().st_size > 2 * weights
+
+
+def test_onnxruntime_is_asked_about_the_file_that_is_written(without_exporter, tmp_path):
+    difference = export_onnx(without_exporter, tmp_path / 'deep/er/net.onnx', SIZE)
+    images = torch.randn(2, *SIZE)
+    expected = without_exporter(images).detach()
+    torch.testing.assert_close(
+        run(tmp_path / 'deep/er/net.onnx', images), expected, rtol=1e-4, atol=1e-4
+    )
+    assert difference < 1e-4
+
+
+def test_an_old_file_is_replaced(without_exporter, tmp_path):
+    (tmp_path / 'net.onnx').write_text('old')
+    export_onnx(without_exporter, tmp_path / 'net.onnx', SIZE)
+    assert run(tmp_path / 'net.onnx', torch.zeros(1, *SIZE)).shape == (1, 5)
+    assert [file.name for file in tmp_path.iterdir()] == ['net.onnx']
+
+
+@pytest.mark.parametrize('training', [True, False])
+def test_export_in_evaluation_mode_restores_the_mode(without_exporter, tmp_path, training):
+    model = without_exporter.train(training)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    try:
+        export_onnx(model, tmp_path / 'net.onnx', SIZE)
+        assert all(m.training is training for m in model.modules())
+        assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    finally:
+        model.eval()
+
+
+@pytest.fixture
+def size_shown(monkeypatch):
+    """Stop at the exporter and show what it was asked for."""
+
+    def show(model, images, path):
+        raise RuntimeError(f'asked for {tuple(images.shape)}')
+
+    monkeypatch.setattr(export, '_export', show)
+
+
+def test_input_size_is_the_models_own_by_default(size_shown, tmp_path, randomise):
+    with pytest.raises(RuntimeError, match=r'asked for \(2, 3, 96, 96\)'):
+        export_onnx(tiny(randomise), tmp_path / 'net.onnx')
+
+
+def test_the_default_input_has_the_channels_of_the_model(size_shown, tmp_path, randomise):
+    with pytest.raises(RuntimeError, match=r'asked for \(2, 1, 96, 96\)'):
+        export_onnx(tiny(randomise, in_chans=1), tmp_path / 'net.onnx')
+
+
+# -- what is not --------------------------------------------------------------------------------
+
+
+def test_a_network_that_computes_something_else_is_refused(without_exporter, tmp_path, randomise):
+    torch.manual_seed(1)
+    with pytest.raises(RuntimeError, match=r'the ONNX network differs by \d.* from net\.onnx'):
+        export_onnx(tiny(randomise), tmp_path / 'net.onnx', SIZE)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_tolerance_is_relative_to_the_largest_output(without_exporter, tmp_path):
+    with pytest.raises(RuntimeError, match='the ONNX network differs'):
+        export_onnx(without_exporter, tmp_path / 'net.onnx', SIZE, tolerance=-1)
+    other = timm.create_model(
+        'test_toponet', num_nodes=(4, 3), widths=(4, 6), strides=(1, 2), stem_width=4, num_classes=5
+    )
+    other.load_state_dict(without_exporter.state_dict())
+    with torch.no_grad():
+        other.head.fc.weight *= 1.01
+        other.head.fc.bias *= 1.01
+    export_onnx(other, tmp_path / 'net.onnx', SIZE, tolerance=0.011)
+    with pytest.raises(RuntimeError, match='the ONNX network differs'):
+        export_onnx(other, tmp_path / 'net.onnx', SIZE, tolerance=0.009)
+
+
+def test_outputs_that_are_no_numbers_are_refused(without_exporter, tmp_path, randomise):
+    model = tiny(randomise)
+    nn.init.constant_(model.head.fc.bias, float('nan'))
+    with pytest.raises(RuntimeError, match='differs by nan'):
+        export_onnx(model, tmp_path / 'net.onnx', SIZE)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_file_survives_a_check_that_fails(without_exporter, tmp_path):
+    (tmp_path / 'net.onnx').write_text('old')
+    with pytest.raises(RuntimeError, match='the ONNX network differs'):
+        export_onnx(without_exporter, tmp_path / 'net.onnx', SIZE, tolerance=-1)
+    assert (tmp_path / 'net.onnx').read_text() == 'old'
+    assert [file.name for file in tmp_path.iterdir()] == ['net.onnx']
+
+
+def test_an_exporter_that_fails_leaves_no_trace(tmp_path, monkeypatch, randomise):
+    def fail(model, images, path):
+        path.write_text('half of it')
+        raise RuntimeError('disk full')
+
+    monkeypatch.setattr(export, '_export', fail)
+    model = tiny(randomise).train()
+    with pytest.raises(RuntimeError, match='disk full'):
+        export_onnx(model, tmp_path / 'net.onnx', SIZE)
+    assert model.training
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize('missing', ['onnxruntime', 'onnxscript'])
+def test_a_missing_package_is_named_with_the_extra_that_brings_it(
+    monkeypatch, tmp_path, randomise, missing
+):
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(
+        ImportError, match=rf'{missing}.*install the export extra: timm-topo\[export\]'
+    ):
+        export_onnx(tiny(randomise), tmp_path / 'net.onnx', SIZE)
+    assert list(tmp_path.iterdir()) == []
