@@ -346,7 +346,7 @@ def test_saving_to_the_working_directory_loses_nothing(saved, monkeypatch):
 
 
 def test_a_model_that_timm_did_not_make_is_refused(tmp_path):
-    with pytest.raises(TypeError, match=r'save needs a whole model from timm\.create_model, got Linear'):
+    with pytest.raises(TypeError, match=r'save needs a whole model .*, got Linear'):
         save(nn.Linear(2, 2), tmp_path / 'net')
     assert os.listdir(tmp_path) == []
 
