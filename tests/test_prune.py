@@ -395,10 +395,13 @@ def test_fraction_zero_changes_nothing():
     assert torch.equal(pruned(images()), model(images()))
 
 
-def test_cutoff_is_the_strongest_weight_that_went():
-    model = with_weights([0.1, 0.5, -0.3, 0.9, 0.8, 0.7])
+def test_cutoff_is_the_strongest_weight_that_went_in_any_stage():
+    model = network((complete(4), complete(3)))
+    with torch.no_grad():
+        model.stages[0].connectivity.alpha.copy_(torch.tensor([0.1, 0.5, -0.3, 0.9, 0.8, 0.7]))
+        model.stages[1].connectivity.alpha.copy_(torch.tensor([0.6, 0.2, 1.0]))
     assert prune(model, threshold=0.4, probe=images())[1].cutoff == pytest.approx(0.3)
-    keep = keep_all_but(model, stage0=[(0, 3), (0, 1)])
+    keep = keep_all_but(model, stage0=[(0, 1), (0, 3)], stage1=[(0, 2)])
     assert prune(model, keep=keep, probe=images())[1].cutoff == pytest.approx(0.9)
 
 
@@ -481,7 +484,7 @@ def test_the_original_is_left_as_it_is_and_still_trains(training):
     pruned, _ = prune(model, fraction=0.3, probe=images())
     assert same_state(model, before)
     assert all(m.training is training for m in model.modules())
-    assert all(m.training is training for m in pruned.modules() if m is not pruned.head)
+    assert all(m.training is training for m in pruned.modules())
     assert not any(m._forward_hooks for m in model.modules())
     train_step(pruned.train())
     assert same_state(model, before)
@@ -725,3 +728,19 @@ def test_recalibration_says_which_extra_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, 'fvcore', None)
     with pytest.raises(ImportError, match=r'pip install timm-topo\[analysis\]'):
         recalibrate(pruned_network(), [images()])
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda keep: keep.clear(), r"keep has masks for \[\], the model has \['stages.0'"),
+        (lambda keep: keep.update({'stages.0': torch.ones(2, dtype=torch.bool)}), r'got \(2,\)'),
+        (lambda keep: keep.update({'stages.0': keep['stages.0'].long()}), 'got .* of torch.int64'),
+    ],
+)
+def test_masks_that_do_not_fit_are_refused(change, message):
+    model = network((complete(4), complete(3)))
+    keep = edge_mask(model, threshold=0)
+    change(keep)
+    with pytest.raises(ValueError, match=message):
+        prune(model, keep=keep)

@@ -140,6 +140,15 @@ def test_prune_with_a_data_set_recalibrates_and_tells_accuracy(saved, tool, tmp_
     assert changed == {'running_mean', 'running_var', 'num_batches_tracked'}
 
 
+def test_a_grey_network_is_judged_on_grey_images(tool, tmp_path):
+    sizes = dict(num_nodes=(4, 4), widths=(8, 12), strides=(2, 2), stem_width=4, in_chans=1)
+    timm_topo.save(timm.create_model('toponet_tiny_adaptive', **sizes), tmp_path / 'net')
+    args = ('--fraction', 0, '--dataset', 'digits', '--recalibrate', 1, '-o', tmp_path / 'out')
+    status, out, _ = tool('prune', tmp_path / 'net', *args)
+    assert status == 0
+    assert len(re.findall(r'top-1 \d+\.\d\d%$', out, re.M)) == 2
+
+
 def test_a_pruned_network_can_be_pruned_again(saved, tool, tmp_path):
     for source, target, threshold in ((saved, 'one', 0.02), (tmp_path / 'one', 'two', 0.5)):
         status, _, _ = tool('prune', source, '--threshold', threshold, '-o', tmp_path / target)

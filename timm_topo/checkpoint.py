@@ -44,7 +44,7 @@ def save(
         The folder.
 
     Raises:
-        FileExistsError: ``folder`` holds something that is not a saved network.
+        FileExistsError: ``folder`` holds anything but a saved network (a README, say).
         TypeError: ``model`` does not come from ``timm.create_model``.
     """
     folder = Path(folder).resolve()

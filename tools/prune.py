@@ -10,7 +10,7 @@ import argparse
 import sys
 
 import timm_topo
-from timm_topo.analysis.cost import count_flops, count_parameters, latency
+from timm_topo.analysis.cost import count_flops, count_parameters, input_size_of, latency
 from timm_topo.analysis.prune import graph_stages, prune, recalibrate
 from timm_topo.data import load_dataset
 from timm_topo.training.evaluate import accuracy, image_batches
@@ -40,15 +40,17 @@ def parse_args() -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     model = timm_topo.load(args.model).eval()
-    data = load_dataset(args.dataset, args.data_dir, args.val_split) if args.dataset else None
+    mode = 'L' if input_size_of(model)[0] == 1 else 'RGB'
+    data = None
+    if args.dataset:
+        data = load_dataset(args.dataset, args.data_dir, args.val_split, mode)
     pruned, report = prune(model, args.threshold, args.fraction)
     print(report)
     if args.recalibrate:
-        train = load_dataset(args.dataset, args.data_dir, args.train_split)
+        train = load_dataset(args.dataset, args.data_dir, args.train_split, mode)
         recalibrate(pruned, image_batches(pruned, train, args.recalibrate))
     both = {'before': model, 'after': pruned}
-    size = model.pretrained_cfg['input_size']
-    times = latency(both, size, args.batch_size)
+    times = latency(both, input_size_of(model), args.batch_size)
     for label, network in both.items():
         edges = sum(stage.wiring.num_edges for stage in graph_stages(network).values())
         line = (

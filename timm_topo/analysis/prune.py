@@ -221,13 +221,14 @@ def prune(
         The pruned copy and the report.
 
     Raises:
-        ValueError: Bad threshold or fraction, or edges that leave a stage without a path from
+        ValueError: Bad threshold, fraction or mask, or edges that leave a stage without a path from
             input to output.
     """
     if keep is None:
         keep = edge_mask(model, threshold, fraction)
     elif threshold is not None or fraction is not None:
         raise ValueError('give keep, or threshold, or fraction: not several of them')
+    _check_masks(model, keep)
     weights = edge_weights(model)
     gone = [w.abs()[~keep[name]] for name, w in weights.items()]
     cutoff = max((g.max().item() for g in gone if len(g)), default=None)
@@ -254,6 +255,18 @@ def prune(
         scale=masked.abs().max().item(),
     )
     return smaller, report
+
+
+def _check_masks(model: nn.Module, keep: dict[str, Tensor]) -> None:
+    stages = graph_stages(model)
+    if set(keep) != set(stages):
+        raise ValueError(f'keep has masks for {sorted(keep)}, the model has {sorted(stages)}')
+    for name, stage in stages.items():
+        if keep[name].dtype != torch.bool or keep[name].shape != (stage.wiring.num_edges,):
+            raise ValueError(
+                f'the mask of {name} must be ({stage.wiring.num_edges},) booleans, got '
+                f'{tuple(keep[name].shape)} of {keep[name].dtype}'
+            )
 
 
 def _describe(name: str, stage: GraphStage, keep: Tensor, cut: GraphStage) -> StageCut:
