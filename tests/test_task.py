@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
-from timm.task import ClassificationTask
+from timm.task.classification import ClassificationTask
 from torch import Tensor, nn
 
 import timm_topo  # noqa: F401  registers the models

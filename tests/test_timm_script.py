@@ -4,10 +4,10 @@ The script is not part of timm's wheel. What it does at the places that matter i
 here: names imported at its top, plug-in modules imported later, and then its calls in its order.
 """
 
+import importlib
 import json
 import math
 import os
-import runpy
 import subprocess
 import sys
 import types
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import timm.task
-from timm.task import ClassificationTask
+from timm.task.classification import ClassificationTask
 
 from timm_topo.task import TopoTask
 
@@ -139,7 +139,7 @@ def import_plug_in(monkeypatch, script: types.ModuleType):
     """Run ``timm_topo.timm_train`` as if ``script`` were running; undone after the test."""
     monkeypatch.setattr(timm.task, 'ClassificationTask', ClassificationTask)
     monkeypatch.setitem(sys.modules, '__main__', script)
-    runpy.run_module('timm_topo.timm_train')
+    importlib.reload(importlib.import_module('timm_topo.timm_train'))
 
 
 def test_a_script_that_imports_the_task_later_finds_ours(monkeypatch):

@@ -231,6 +231,15 @@ def test_without_tensorboard_a_run_says_how_to_get_it_or_do_without(argv, monkey
     assert not list(folder.glob('events.*'))
 
 
+def test_a_model_of_timm_is_trained_and_saved_too(argv):
+    args = [a for a in argv('--model', 'test_resnet', '--no-tensorboard') if '_kwargs' not in a]
+    result = run([*args, '--model-kwargs', 'layers=(1,1,1,1)'])
+    assert rows(result['folder'])[0]['train_sparsity'] == 0
+    model = timm_topo.load(result['model'])
+    best = checkpoint(result['folder'], 'model_best')['state_dict']
+    assert_same_weights(model.state_dict(), best)
+
+
 # -- resuming -----------------------------------------------------------------------------------
 
 
@@ -347,7 +356,7 @@ def tiny(**options) -> nn.Module:
 
 
 @pytest.mark.parametrize('option', ['--resume', '--initial-checkpoint'])
-@pytest.mark.parametrize('keep', [0.1])
+@pytest.mark.parametrize('keep', [0.0, 0.1, 0.5, 0.999])
 def test_truncated_checkpoints_are_refused(argv, tmp_path, option, keep):
     path = tmp_path / 'cut.pth.tar'
     torch.save({'state_dict': tiny().state_dict(), 'epoch': 0}, path)

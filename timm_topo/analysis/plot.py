@@ -42,7 +42,7 @@ _STYLE = {
     'svg.hashsalt': 'timm_topo',  # fixed, so that the same figure has the same bytes
 }
 _POSITIVE, _NEGATIVE, _INK, _FAINT = '#b2182b', '#2166ac', '#1c1e21', '#c4c8cd'
-_HATCH = '#9aa0a6'
+_HATCH = '#7d848c'
 _ARC = (Path.MOVETO, Path.CURVE4, Path.CURVE4, Path.CURVE4)
 _COLOURS = 'RdBu_r'  # red positive, blue negative, white 0; as dark at both ends
 _FLAT = 0.05  # negative weights below this share of the scale get no minus sign
@@ -106,7 +106,7 @@ def _styled(draw: Callable) -> Callable:
 
 @_styled
 def to_svg(fig: Figure) -> str:
-    """SVG text of a figure, transparent and the same at every call for the same drawing."""
+    """SVG text of a figure, transparent; figures drawn from the same input have the same text."""
     buffer = io.StringIO()
     nothing = dict.fromkeys(('Date', 'Creator', 'Format', 'Type'))
     fig.savefig(buffer, format='svg', transparent=True, metadata=nothing)
@@ -175,7 +175,8 @@ def _draw_matrix(axes: Axes, panel: Panel, norm: Normalize, side: float) -> None
         source, target = np.array(wiring.edges)[marked].T
         size = min(36 * side / n, 9)  # half a cell, in points
         colour = 'white' if dark else _INK
-        axes.scatter(source, target, size**2, colour, '_', linewidth=0.9, label='minus')
+        look = dict(s=size**2, marker='_', linewidth=0.9, color=colour)
+        axes.scatter(source, target, label='minus', **look)
     step = math.ceil(n / (3 * side))
     axes.set(xlim=(-0.5, n - 0.5), ylim=(n - 0.5, -0.5), aspect='equal')
     axes.set(xlabel='source', ylabel='target')
