@@ -153,11 +153,26 @@ def test_truncated_idx_is_refused(tmp_path, zipped, keep, name):
         load_dataset('idx', tmp_path)
 
 
-@pytest.mark.parametrize('content', [b'hello, this is a text', b'\x89PNG\r\n\x1a\n' + bytes(99)])
+@pytest.mark.parametrize(
+    'content',
+    [
+        b'hello, this is a text',
+        bytes([1, 2, 8, 3]) + idx_bytes(SCANS)[4:],
+        bytes([0, 0, 13, 3]) + idx_bytes(SCANS)[4:],
+        idx_bytes(LABELS),
+    ],
+    ids=['text', 'magic', 'floats', 'labels'],
+)
 def test_a_file_of_another_format_is_no_idx(tmp_path, content):
     write_idx(tmp_path, zipped=False)
     (tmp_path / 'train-images-idx3-ubyte').write_bytes(content)
     with pytest.raises(ValueError, match='is truncated or not in MNIST format'):
+        load_dataset('idx', tmp_path)
+
+
+def test_idx_without_images_is_refused(tmp_path):
+    write_idx(tmp_path, SCANS[:0], LABELS[:0])
+    with pytest.raises(ValueError, match='0 images and 0 labels make no data set'):
         load_dataset('idx', tmp_path)
 
 
@@ -298,6 +313,12 @@ def test_a_data_set_that_tells_no_classes_has_no_class_names():
     assert class_names([]) is None
 
 
+@pytest.mark.parametrize('name', ['mnist', 'cifar100'])
+def test_an_empty_folder_for_torchvision_is_refused(tmp_path, name):
+    with pytest.raises(ValueError, match=rf'torch/{name}: Dataset not found.* download=True'):
+        load_dataset(f'torch/{name}', tmp_path)
+
+
 def test_unknown_names_of_torchvision_are_refused(tmp_path):
     with pytest.raises(ValueError, match='torch/fake: Unknown torchvision dataset fake'):
         load_dataset('torch/fake', tmp_path)
@@ -391,3 +412,8 @@ def test_a_data_set_without_class_names_needs_their_number(tmp_path, monkeypatch
     monkeypatch.setattr('timm_topo.training.build.class_names', lambda dataset: None)
     with pytest.raises(ValueError, match="'digits' does not tell its classes: --num-classes"):
         refused(tmp_path)
+
+
+def test_digits_are_not_looked_for_in_a_folder(tmp_path):
+    with pytest.raises(ValueError, match='digits are built in, not read from'):
+        load_dataset('digits', tmp_path)

@@ -17,6 +17,7 @@ import torch
 import yaml
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from timm.data import resolve_data_config
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.utils import init_distributed_device, random_seed
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ from timm_topo.models.toponet import TopoNet
 from timm_topo.stages import GraphStage
 from timm_topo.training import loop
 from timm_topo.training.build import build, default_name
-from timm_topo.training.evaluate import accuracy
+from timm_topo.training.evaluate import accuracy, eval_loader, evaluate
 from timm_topo.training.log import RunLog, adjacency_image
 from timm_topo.training.loop import train
 from timm_topo.training.options import parse_args
@@ -40,6 +41,7 @@ TRAIN = str(ROOT / 'tools' / 'train.py')
 CONFIGS = sorted((ROOT / 'configs' / 'classification').glob('*.yaml'))
 MODEL = dict(num_nodes=(3, 4), widths=(4, 6), strides=(2, 2), stem_width=4, stem_kernel=3)
 LAMBDA = 0.01
+CPU = torch.device('cpu')
 
 
 @pytest.fixture(scope='session')
@@ -62,6 +64,12 @@ def data(tmp_path_factory) -> Path:
 def argv(data, tmp_path):
     """Function from extra arguments and model options to the arguments of a run in ``tmp_path``."""
     return lambda *extra, **model: arguments(data, tmp_path, *extra, **model)
+
+
+def from_saved(folder: Path, how: str) -> list[str]:
+    """Options for a saved network, whose sizes are its own."""
+    weight = ['--model-kwargs', f'sparsity_weight={LAMBDA}']
+    return ['--from-saved', str(folder), '--from-saved-weights', how, *weight]
 
 
 def arguments(data: Path, output: Path, *extra, **model) -> list[str]:
@@ -120,7 +128,13 @@ def test_a_run_writes_its_options(finished):
     options = yaml.safe_load((finished['folder'] / 'args.yaml').read_text())
     assert (options['seed'], options['epochs'], options['dataset']) == (5, 3, 'idx')
     assert options['model_kwargs']['widths'] == [4, 6]
-    assert options.keys() >= vars(parse_args([])).keys()
+    assert options.keys() == vars(parse_args([])).keys() - {'config'}
+
+
+def test_the_options_that_a_run_writes_are_a_config(finished):
+    again = vars(parse_args(['-c', str(finished['folder'] / 'args.yaml')]))
+    options = yaml.safe_load((finished['folder'] / 'args.yaml').read_text())
+    assert {key: again[key] for key in options} == options
 
 
 def test_the_summary_has_one_header_and_a_row_per_epoch(finished):
@@ -231,6 +245,26 @@ def test_without_tensorboard_a_run_says_how_to_get_it_or_do_without(argv, monkey
     assert not list(folder.glob('events.*'))
 
 
+def test_the_saved_network_is_evaluated_as_the_run_evaluated_it(argv, data):
+    """Other images than by default: their size, normalisation, crop and interpolation are kept."""
+    size = ('--img-size', 24, '--crop-pct', 0.75, '--interpolation', 'nearest')
+    result = run(argv(*size, '--mean', 0.4, '--std', 0.3))
+    model = timm_topo.load(result['model'])
+    config = resolve_data_config({}, model=model)
+    assert (config['input_size'], config['crop_pct']) == ((3, 24, 24), 0.75)
+    assert (config['interpolation'], tuple(config['mean'])) == ('nearest', (0.4, 0.4, 0.4))
+    loss = evaluate(model, eval_loader(model, load_dataset('idx', data, 'validation')), CPU)['loss']
+    assert loss == pytest.approx(rows(result['folder'])[0]['eval_loss'], rel=1e-6)
+
+
+def test_grey_images_are_trained_on_as_grey(argv):
+    result = run(argv('--input-size', 1, 32, 32))
+    model = timm_topo.load(result['model'])
+    assert model.stem.conv.weight.shape[1] == 1
+    assert model.pretrained_cfg['input_size'] == (1, 32, 32)
+    assert len(model.pretrained_cfg['mean']) == 1
+
+
 def test_a_model_of_timm_is_trained_and_saved_too(argv):
     args = [a for a in argv('--model', 'test_resnet', '--no-tensorboard') if '_kwargs' not in a]
     result = run([*args, '--model-kwargs', 'layers=(1,1,1,1)'])
@@ -238,6 +272,11 @@ def test_a_model_of_timm_is_trained_and_saved_too(argv):
     model = timm_topo.load(result['model'])
     best = checkpoint(result['folder'], 'model_best')['state_dict']
     assert_same_weights(model.state_dict(), best)
+
+
+def test_a_constant_rate_needs_no_scheduler(argv):
+    result = run(argv('--sched', 'none', '--epochs', 2))
+    assert [row['lr'] for row in rows(result['folder'])] == [0.05, 0.05]
 
 
 # -- resuming -----------------------------------------------------------------------------------
@@ -366,6 +405,14 @@ def test_truncated_checkpoints_are_refused(argv, tmp_path, option, keep):
         run(argv(option, path))
 
 
+@pytest.mark.parametrize('option', ['--resume', '--initial-checkpoint'])
+def test_weights_of_another_model_are_refused(argv, tmp_path, option):
+    path = tmp_path / 'other.pth.tar'
+    torch.save({'state_dict': tiny(num_nodes=(4, 4)).state_dict(), 'epoch': 0}, path)
+    with pytest.raises(ValueError, match=r'other\.pth\.tar is of another model: .*stages\.0'):
+        run(argv(option, path))
+
+
 class Hostile:
     """Makes a directory when it is unpickled."""
 
@@ -405,6 +452,11 @@ def test_the_hostile_checkpoint_of_these_tests_is_hostile(tmp_path, how):
     assert marker.exists()
 
 
+def test_an_unknown_model_is_refused(argv):
+    with pytest.raises(ValueError, match="unknown model 'toponett'"):
+        run(argv('--model', 'toponett'))
+
+
 def test_a_missing_initial_checkpoint_is_refused(argv, tmp_path):
     with pytest.raises(FileNotFoundError, match=r'checkpoint .*nothing\.pth does not exist'):
         run(argv('--initial-checkpoint', tmp_path / 'nothing.pth'))
@@ -441,7 +493,7 @@ def started(old: nn.Module, how: str) -> list[Tensor]:
 def test_from_saved_starts_with_the_wiring_and_the_weights_asked_for(argv, saved, how):
     """At learning rate 0, so that the result is the start."""
     old, folder = saved
-    result = run(argv('--from-saved', folder, '--from-saved-weights', how, '--lr', 0))
+    result = run(argv(*from_saved(folder, how), '--lr', 0))
     new = timm_topo.load(result['model'])
     assert [stage.wiring for stage in new.stages] == [stage.wiring for stage in old.stages]
     torch.testing.assert_close(alphas(new), started(old, how), rtol=0, atol=0)
@@ -453,15 +505,22 @@ def test_from_saved_starts_with_the_wiring_and_the_weights_asked_for(argv, saved
 @pytest.mark.parametrize('how', ['reset', 'keep', 'frozen', 'finetune'])
 def test_from_saved_learns_edge_weights_unless_they_are_frozen(argv, saved, how):
     old, folder = saved
-    new = timm_topo.load(run(argv('--from-saved', folder, '--from-saved-weights', how))['model'])
+    new = timm_topo.load(run(argv(*from_saved(folder, how)))['model'])
     learned = [name for name, _ in new.named_parameters() if name.endswith('alpha')]
     same = [torch.equal(ours, theirs) for ours, theirs in zip(alphas(new), started(old, how))]
     assert (same, len(learned)) == (([True, True], 0) if how == 'frozen' else ([False, False], 2))
 
 
+def test_from_saved_keeps_its_sizes_and_its_own_weights(argv, saved):
+    with pytest.raises(ValueError, match='contradicts the explicit Wiring'):
+        run(argv('--from-saved', saved[1]))  # with the node counts of another network
+    with pytest.raises(ValueError, match='--from-saved or --initial-checkpoint, not both'):
+        run(argv(*from_saved(saved[1], 'reset'), '--initial-checkpoint', 'x.pth'))
+
+
 def test_from_saved_without_a_saved_network_is_refused(argv, tmp_path):
     with pytest.raises(FileNotFoundError, match=r'is no saved network: config\.json is missing'):
-        run(argv('--from-saved', tmp_path))
+        run(argv(*from_saved(tmp_path, 'reset')))
 
 
 # -- the same step in different ways --------------------------------------------------------------
@@ -598,7 +657,15 @@ def test_values_of_a_file_become_what_the_command_line_makes_of_them(tmp_path):
         ('lr: fast\n', "config.yaml: bad value for lr: 'fast'"),
         ('epochs: [3]\n', 'config.yaml: bad value for epochs: [3]'),
         ('amp: 1\n', 'config.yaml: bad value for amp: 1'),
+        ('epochs: 1.5\n', 'config.yaml: bad value for epochs: 1.5'),
+        ('epochs: true\n', 'config.yaml: bad value for epochs: True'),
+        ('epochs:\n', 'config.yaml: bad value for epochs: None'),
+        ('dataset: 5\n', 'config.yaml: bad value for dataset: 5'),
         ('scale: 0.5\n', 'config.yaml: bad value for scale: 0.5'),
+        ('scale: [0.5]\n', 'config.yaml: bad value for scale: [0.5]'),
+        ('scale: [a, b]\n', "config.yaml: bad value for scale: ['a', 'b']"),
+        ('input_size: [3, 32]\n', 'config.yaml: bad value for input_size: [3, 32]'),
+        ('1: 2\n', 'config.yaml: unknown option 1'),
         ('model_kwargs: [1]\n', 'config.yaml: bad value for model_kwargs: [1]'),
         ('clip_mode: soft\n', "config.yaml: bad value for clip_mode: 'soft'"),
         ('- epochs\n', 'config.yaml holds no options'),
@@ -637,6 +704,21 @@ def test_every_configuration_parses_and_its_model_builds(path):
     optimizer = torch.optim.SGD(model.parameters(), lr=args.lr)
     create_scheduler_v2(optimizer, **scheduler_kwargs(args, decreasing_metric=False))
     assert path.stem.startswith(args.model.removesuffix('_adaptive'))
+
+
+def test_the_cifar_configuration_divides_the_rate_by_five_at_60_120_and_160():
+    path = ROOT / 'configs' / 'classification' / 'toponet_tiny_adaptive_cifar100_200ep.yaml'
+    args = parse_args(['-c', str(path)])
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=args.lr)
+    scheduler, epochs = create_scheduler_v2(
+        optimizer, **scheduler_kwargs(args, decreasing_metric=False)
+    )
+    rates = []
+    for epoch in range(epochs):
+        scheduler.step(epoch)
+        rates.append(optimizer.param_groups[0]['lr'])
+    expected = [0.1] * 60 + [0.02] * 60 + [0.004] * 40 + [0.0008] * 40
+    assert rates == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -760,3 +842,35 @@ def test_ctrl_c_exits_with_130_and_resume_finishes_the_run(argv, tmp_path):
     assert finished[: len(done) - 1] == done[:-1]
     assert [row['epoch'] for row in finished] == list(range(25))
     timm_topo.load(result['model'])
+
+
+def test_numbers_in_exponent_form_stay_numbers_inside_model_kwargs(tmp_path):
+    config = tmp_path / 'c.yaml'
+    config.write_text('model_kwargs: {sparsity_weight: 1e-4, wiring: complete}')
+    kwargs = parse_args(['-c', str(config)]).model_kwargs
+    assert kwargs == {'sparsity_weight': 1e-4, 'wiring': 'complete'}
+
+
+@pytest.mark.parametrize(
+    ('argv', 'dataset'), [([], 'digits'), (['--data-dir', 'x'], ''), (['--dataset', 'idx'], 'idx')]
+)
+def test_a_data_folder_without_a_data_set_is_a_folder_of_images(argv, dataset):
+    assert parse_args(argv).dataset == dataset
+
+
+def test_a_device_that_is_not_there_is_refused(argv):
+    with pytest.raises(ValueError, match="--device 'banana'"):
+        run(argv('--device', 'banana'))
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match='--device cuda: this machine has no CUDA device'):
+            run(argv('--device', 'cuda'))
+
+
+def test_half_precision_without_a_scaler_is_refused(argv):
+    with pytest.raises(ValueError, match='on CPU use --amp-dtype bfloat16'):
+        run(argv('--device', 'cpu', '--amp'))
+
+
+def test_mixup_of_an_odd_batch_is_refused(argv):
+    with pytest.raises(ValueError, match='need an even --batch-size, got 7'):
+        run(argv('--mixup', 0.2, '--batch-size', 7))

@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import os
+import zipfile
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -84,7 +85,10 @@ def load_dataset(
         ValueError: Unknown name or split, no folder given, or no images in it.
     """
     if name == 'digits':
-        return ArrayDataset(*_digits(_is_train(split)), mode=mode)
+        train = _is_train(split)
+        if root is not None:
+            raise ValueError(f"digits are built in, not read from {root}; --dataset '' is a folder")
+        return ArrayDataset(*_digits(train), mode=mode)
     prefix = name.partition('/')[0].lower()
     if name not in ('', 'idx', 'strips') and prefix not in _TIMM_PREFIXES:
         raise ValueError(
@@ -107,7 +111,7 @@ def load_dataset(
         return create_dataset(
             name, root=str(root), split=split, input_img_mode=mode, **timm_options
         )
-    except AssertionError as error:  # how timm reports an unknown torchvision name
+    except (AssertionError, RuntimeError) as error:  # unknown torchvision name; files missing
         raise ValueError(f'{name}: {error}') from None
 
 
@@ -148,14 +152,19 @@ def _digits(train: bool):
 def _idx(root: Path, train: bool):
     """``train-images-idx3-ubyte[.gz]`` and its three siblings, in ``root`` or ``root/raw``."""
     stem = 'train' if train else 't10k'
-    images, labels = (_read_idx(root, f'{stem}-{kind}-ubyte') for kind in _IDX_KINDS)
-    return images, labels, [str(label) for label in range(int(labels.max()) + 1)]
+    images, labels = (_read_idx(root, stem, kind) for kind in _IDX_KINDS)
+    return (
+        images,
+        labels,
+        [str(label) for label in range(int(labels.max()) + 1 if len(labels) else 0)],
+    )
 
 
-_IDX_KINDS = ('images-idx3', 'labels-idx1')
+_IDX_KINDS = {'images-idx3': 3, 'labels-idx1': 1}  # and their dimensions
 
 
-def _read_idx(root: Path, name: str) -> np.ndarray:
+def _read_idx(root: Path, stem: str, kind: str) -> np.ndarray:
+    name = f'{stem}-{kind}-ubyte'
     candidates = [folder / f for folder in (root, root / 'raw') for f in (name, f'{name}.gz')]
     path = next((path for path in candidates if path.is_file()), None)
     if path is None:
@@ -164,6 +173,9 @@ def _read_idx(root: Path, name: str) -> np.ndarray:
     try:
         with opener(path, 'rb') as file:
             data = file.read()
+        magic = bytes([0, 0, 8, _IDX_KINDS[kind]])  # unsigned bytes, number of dimensions
+        if data[:4] != magic:
+            raise ValueError(f'it starts with {data[:4].hex()}, not {magic.hex()}')
         shape = [int.from_bytes(data[4 + 4 * i : 8 + 4 * i], 'big') for i in range(data[3])]
         return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(shape)
     except (EOFError, IndexError, ValueError, OSError) as error:
@@ -181,6 +193,13 @@ def _strips(root: Path, train: bool):
 
 
 def _read_strips(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        return _unpack(path)
+    except (zipfile.BadZipFile, KeyError, OSError, ValueError) as error:
+        raise ValueError(f'{path} is truncated or holds no WebP strips: {error}') from None
+
+
+def _unpack(path: Path) -> tuple[np.ndarray, np.ndarray]:
     with np.load(path) as packed:
         images = np.empty(packed['shape'], np.uint8)
         data, offsets, order = packed['webp'].tobytes(), packed['off'], packed['order']
@@ -191,6 +210,8 @@ def _read_strips(path: Path) -> tuple[np.ndarray, np.ndarray]:
         strip = strip.reshape(-1, *images.shape[1:])
         images[order[start : start + len(strip)]] = strip
         start += len(strip)
+    if not start == len(images) == len(labels):
+        raise ValueError(f'{start} images in the strips for {len(labels)} labels')
     return images, labels
 
 

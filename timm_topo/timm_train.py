@@ -4,7 +4,8 @@
 
 timm's script imports the modules named there before it builds anything. This one registers the
 models and puts :class:`timm_topo.task.TopoTask` where the script looks for its task. Kind and
-weight of the sparsity are the model's own: ``--model-kwargs sparsity_weight=5e-5``.
+weight of the sparsity are the model's own: ``--model-kwargs sparsity_weight=5e-5``. timm's
+distillation tasks (``--kd-*``) are others and do not add the term.
 """
 
 import sys

@@ -129,7 +129,8 @@ def make_page(options: argparse.Namespace, measured: dict, difference: float) ->
             (
                 'top-1, learned and pruned',
                 f'{after["score"]:.1f}%',
-                f'unpruned {before["score"]:.1f}%, residual {residual["score"]:.1f}%',
+                f'with new batch-norm statistics; unpruned {before["score"]:.1f}%, residual '
+                f'{residual["score"]:.1f}%',
             ),
             ('edges', f'{after["edges"]}', f'of {before["edges"]}'),
             ('parameters', f'{after["parameters"]:,}', f'of {before["parameters"]:,}'),

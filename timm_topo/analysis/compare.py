@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from .cost import count_flops, count_parameters, latency
-from .prune import PruneReport, graph_stages, prune, recalibrate
+from .prune import DisconnectedError, PruneReport, graph_stages, prune, recalibrate
 
 __all__ = ['Cut', 'measure', 'prune_sweep']
 
@@ -48,9 +48,7 @@ def prune_sweep(
     for fraction in fractions:
         try:
             smaller, report = prune(model, fraction=fraction)
-        except ValueError:
-            if not 0 <= fraction < 1:
-                raise
+        except DisconnectedError:
             return
         at_once = score(smaller)
         recalibrate(smaller, images)

@@ -13,6 +13,8 @@ from .report import Report
 
 __all__ = ['add_networks', 'add_pruning', 'add_training', 'add_wiring', 'before_and_after']
 
+_QUANTITY = 'weight relative to the strongest in-edge'
+
 
 def add_networks(page: Report, measured: Mapping[str, dict], batch_size: int, threads: int) -> None:
     """Table of :func:`timm_topo.analysis.compare.measure`."""
@@ -50,7 +52,7 @@ def add_wiring(page: Report, model: nn.Module, pruned: nn.Module, report: PruneR
     for i, cut in enumerate(report.stages, start=1):
         wiring, weights = _left(model, pruned, cut)
         page.figure(
-            plot.graph(wiring, weights, title=f'stage {i}'),
+            plot.graph(wiring, weights, title=f'stage {i}', quantity=_QUANTITY),
             caption=f'Stage {i} after pruning: {cut.edges[1]} of {cut.edges[0]} edges and '
             f'{cut.nodes[1]} of {cut.nodes[0]} nodes; widths are relative to the strongest in-edge '
             'of each node.',
@@ -72,7 +74,7 @@ def before_and_after(model: nn.Module, pruned: nn.Module, report: PruneReport) -
         plot.Panel(f'stage {i}, pruned', *_left(model, pruned, cut))
         for i, cut in enumerate(report.stages, start=1)
     ]
-    return plot.adjacency(panels, columns=len(report.stages))
+    return plot.adjacency(panels, columns=len(report.stages), quantity=_QUANTITY)
 
 
 def _left(model: nn.Module, pruned: nn.Module, cut: StageCut) -> tuple[Wiring, Tensor]:

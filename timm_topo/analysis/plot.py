@@ -383,9 +383,12 @@ def curves(
         axes.set_axis_off()
     handles = [Line2D([], [], color=c, linestyle=s, marker=m) for c, s, m in _LOOKS]
     legend = fig.legend(
-        handles[: len(runs)], [f'\u200b{label}' for label in runs],  # '_x' would be left out
-        loc='outside upper center', ncols=min(len(runs), 3), handlelength=3.5,
-    )  # fmt: skip
+        handles[: len(runs)],
+        list(runs),
+        loc='outside upper center',
+        ncols=min(len(runs), 3),
+        handlelength=3.5,
+    )
     for text in legend.get_texts():
         text.set_parse_math(False)
     return fig

@@ -21,6 +21,7 @@ from ..wiring import Wiring
 from .cost import fvcore_nn, input_size_of
 
 __all__ = [
+    'DisconnectedError',
     'PruneReport',
     'StageCut',
     'edge_mask',
@@ -33,6 +34,10 @@ __all__ = [
     'relative_weights',
     'retrainable',
 ]
+
+
+class DisconnectedError(ValueError):
+    """The edges that stay leave a stage without a path from input to output."""
 
 
 @dataclass(frozen=True)
@@ -221,8 +226,8 @@ def prune(
         The pruned copy and the report.
 
     Raises:
-        ValueError: Bad threshold, fraction or mask, or edges that leave a stage without a path from
-            input to output.
+        DisconnectedError: The edges that stay leave a stage without a path (a ValueError).
+        ValueError: Bad threshold, fraction or mask.
     """
     if keep is None:
         keep = edge_mask(model, threshold, fraction)
@@ -238,13 +243,14 @@ def prune(
         try:
             cut = stage.select(keep[name].nonzero().flatten().tolist())
         except ValueError:
-            raise ValueError(
+            raise DisconnectedError(
                 f'removing {int((~keep[name]).sum())} of {len(keep[name])} edges of {name} '
                 f'(|weight| <= {cutoff:.4g}) leaves no path from its input to its output; '
                 'remove fewer edges'
             ) from None
         cuts.append(_describe(name, stage, keep[name], cut))
-        smaller.set_submodule(name, cut)
+        parent, _, leaf = name.rpartition('.')
+        setattr(smaller.get_submodule(parent), leaf, cut)
     with mask_edges(model, keep):
         masked = _probe_output(model, probe)
     report = PruneReport(
@@ -337,8 +343,9 @@ def retrainable(model: nn.Module, alpha: str = 'reset') -> nn.Module:
 
     Args:
         model: A model with graph stages and ``init_weights``.
-        alpha: What becomes of the edge weights: ``'reset'`` to their initial value and learned
-            again, ``'keep'`` as they are and learned on, or ``'frozen'`` as they are.
+        alpha: What becomes of the edge weights: ``'reset'`` to their initial value (a fixed
+            rule: 1) and, by a learned rule, learned again; ``'keep'`` as they are and learned on;
+            or ``'frozen'`` as they are.
 
     Raises:
         ValueError: Another ``alpha``.

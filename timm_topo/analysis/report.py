@@ -63,7 +63,8 @@ td.number { white-space: nowrap; }
   tbody th { min-width: 7.5rem; } caption span { position: sticky; left: 0;
   display: inline-block; max-width: calc(100vw - 2rem); } }
 @media print { body { background: none; font-size: 11pt; } main { max-width: none; padding: 0; }
-  nav { display: none; } tbody th { position: static; background: none; } h2, h3, caption { break-after: avoid; }
+  nav { display: none; } tbody th { position: static; background: none; }
+  h2, h3, caption { break-after: avoid; }
   figure, tr, dl div { break-inside: avoid; } .card, .table { overflow: visible; } }
 """
 #: What a browser may load for this page: nothing but what is in it.

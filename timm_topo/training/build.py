@@ -9,15 +9,15 @@ from pathlib import Path
 
 import timm
 import torch
-from timm.data import FastCollateMixup, create_loader, resolve_data_config
+from timm.data import FastCollateMixup, create_loader, resolve_input_data_config
 from timm.layers import convert_sync_batchnorm
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.utils import CheckpointSaver, NativeScaler, unwrap_model
 from torch import nn
-from torchvision.transforms import Compose, RandomCrop, RandomHorizontalFlip
+from torchvision.transforms import Compose, RandomCrop, Resize
 
 from ..analysis.prune import retrainable
-from ..checkpoint import load, read_checkpoint
+from ..checkpoint import load, read_checkpoint, saved_config
 from ..connectivity import exempt_from_weight_decay
 from ..data import class_names, load_dataset
 from ..task import TopoTask
@@ -57,7 +57,7 @@ def default_name(args: Namespace) -> str:
 def build(args: Namespace, device: torch.device):
     """Data, model, task and optimizer, not yet wrapped for several processes."""
     options = dict(download=args.dataset_download, seed=args.seed, batch_size=args.batch_size)
-    mode = 'L' if args.input_size and args.input_size[0] == 1 else 'RGB'
+    mode = 'L' if _image_channels(args) == 1 else 'RGB'
     data = {
         split: load_dataset(
             args.dataset,
@@ -71,7 +71,7 @@ def build(args: Namespace, device: torch.device):
     }
     classes = _check_classes(args, data)
     model = _build_model(args, classes)
-    data_config = resolve_data_config(vars(args), model=model)
+    data_config = resolve_input_data_config(model, vars(args))
     model.to(device)
     if args.channels_last:
         model.to(memory_format=torch.channels_last)
@@ -81,15 +81,19 @@ def build(args: Namespace, device: torch.device):
         args.dist_bn = ''
         model = convert_sync_batchnorm(model)
     mixed = args.mixup > 0 or args.cutmix > 0
+    if mixed and args.batch_size % 2:
+        raise ValueError(f'mixup and cutmix need an even --batch-size, got {args.batch_size}')
     task = TopoTask(
         model,
         criterion_kwargs=dict(soft_targets=True) if mixed else dict(smoothing=args.smoothing),
         device=device,
         verbose=False,
     )
-    optimizer = create_optimizer_v2(model, **optimizer_kwargs(cfg=args), **args.opt_kwargs)
+    optimizer = create_optimizer_v2(model, **{**optimizer_kwargs(cfg=args), **args.opt_kwargs})
     exempt_from_weight_decay(optimizer, model)
     amp_dtype = getattr(torch, args.amp_dtype)
+    if args.amp and amp_dtype == torch.float16 and device.type == 'cpu':
+        raise ValueError('float16 underflows without a scaler; on CPU use --amp-dtype bfloat16')
     run = Run(
         args=args,
         device=device,
@@ -104,6 +108,14 @@ def build(args: Namespace, device: torch.device):
         log=RunLog(None),
     )
     return run, data_config, classes
+
+
+def _image_channels(args: Namespace) -> int:
+    if args.input_size:
+        return args.input_size[0]
+    if args.from_saved:
+        return saved_config(args.from_saved).get('pretrained_cfg', {}).get('input_size', [3])[0]
+    return args.model_kwargs.get('in_chans', 3)
 
 
 def _check_classes(args: Namespace, data: dict) -> list[str] | None:
@@ -129,22 +141,34 @@ def _check_classes(args: Namespace, data: dict) -> list[str] | None:
 def _build_model(args: Namespace, classes: list[str] | None) -> nn.Module:
     num_classes = args.num_classes or len(classes)
     if args.from_saved:
-        model = load(args.from_saved, num_classes=num_classes)
+        if args.initial_checkpoint:
+            raise ValueError('give --from-saved or --initial-checkpoint, not both')
+        model = load(
+            args.from_saved, num_classes=num_classes, drop_rate=args.drop, **args.model_kwargs
+        )
         if args.from_saved_weights == 'finetune':
             return model
         return retrainable(model, args.from_saved_weights)
+    if ':' not in args.model and not timm.is_model(args.model):
+        raise ValueError(f'unknown model {args.model!r}: see timm.list_models()')
     if args.initial_checkpoint:
         read_checkpoint(args.initial_checkpoint)  # for its errors
     options = dict(args.model_kwargs)
     if args.input_size:
         options['in_chans'] = args.input_size[0]
-    return timm.create_model(
-        args.model,
-        num_classes=num_classes,
-        drop_rate=args.drop,
-        checkpoint_path=args.initial_checkpoint,
-        **options,
-    )
+    try:
+        return timm.create_model(
+            args.model,
+            num_classes=num_classes,
+            drop_rate=args.drop,
+            checkpoint_path=args.initial_checkpoint,
+            **options,
+        )
+    except RuntimeError as error:
+        if 'state_dict' not in str(error):
+            raise
+        reason = ' '.join(str(error).split())[:200]
+        raise ValueError(f'{args.initial_checkpoint} is of another model: {reason}') from None
 
 
 def _loader(args: Namespace, dataset, data_config: dict, device: torch.device, **options):
@@ -181,12 +205,12 @@ def _train_loader(args: Namespace, dataset, data_config: dict, device: torch.dev
         device,
         batch_size=args.batch_size,
         is_training=True,
-        no_aug=args.no_aug or padded,
+        no_aug=args.no_aug,
         scale=args.scale,
         ratio=args.ratio,
         hflip=args.hflip,
         vflip=args.vflip,
-        color_jitter=args.color_jitter,
+        color_jitter=args.color_jitter or None,
         auto_augment=args.aa,
         interpolation=data_config['interpolation'] if args.no_aug else args.train_interpolation,
         re_prob=args.reprob,
@@ -194,10 +218,10 @@ def _train_loader(args: Namespace, dataset, data_config: dict, device: torch.dev
         collate_fn=collate,
     )
     if padded:
-        *resize, to_tensor = loader.dataset.transform.transforms
-        crop = RandomCrop(data_config['input_size'][-2:], padding=args.crop_padding)
-        flip = RandomHorizontalFlip(args.hflip)
-        loader.dataset.transform = Compose([*resize, crop, flip, to_tensor])
+        size = data_config['input_size'][-2:]
+        _, *rest = loader.dataset.transform.transforms  # all but the random resized crop
+        crop = [Resize(size), RandomCrop(size, padding=args.crop_padding)]
+        loader.dataset.transform = Compose([*crop, *rest])
     if len(loader) == 0:
         raise ValueError(
             f'{len(dataset)} training images make no batch of {args.batch_size} '

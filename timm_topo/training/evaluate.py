@@ -2,13 +2,12 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from itertools import islice
 
 import torch
 from timm.data import create_loader, resolve_data_config
 from timm.task import ClassificationEvaluator, evaluation_sample_limit
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 __all__ = ['accuracy', 'eval_loader', 'evaluate', 'image_batches']
 
@@ -61,9 +60,23 @@ def accuracy(model: nn.Module, dataset: Dataset, batch_size: int = 128) -> float
 def image_batches(
     model: nn.Module, dataset: Dataset, count: int = 10, batch_size: int = 128
 ) -> list[Tensor]:
-    """The first ``count`` batches of images ``(B, C, H, W)`` as ``model`` evaluates them."""
+    """Images ``(B, C, H, W)`` as ``model`` evaluates them, drawn at random, always the same.
+
+    Args:
+        model: A timm model.
+        dataset: As for :func:`accuracy`; sorted by class or not.
+        count: Number of batches, if there are as many images.
+        batch_size: Images per batch.
+    """
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))
     loader = eval_loader(model, dataset, batch_size)
-    return [images for images, _ in islice(loader, count)]
+    chosen = DataLoader(
+        Subset(dataset, order[: count * batch_size].tolist()),
+        batch_size=batch_size,
+        collate_fn=loader.loader.collate_fn,
+    )
+    loader.loader = chosen  # timm's prefetcher around it: device and normalisation
+    return [images for images, _ in loader]
 
 
 def eval_loader(model: nn.Module, dataset: Dataset, batch_size: int = 128):

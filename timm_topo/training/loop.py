@@ -51,20 +51,24 @@ def train(args: Namespace) -> dict:
         FloatingPointError: The loss is no longer finite.
         ValueError: Data and model do not fit, or a checkpoint is damaged.
     """
+    given = {name: value for name, value in vars(args).items() if name != 'config'}
     args = copy.deepcopy(args)
     args.device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
     args.experiment = args.experiment or default_name(args)
     folder, resume = prepare_folder(args.output, args.experiment, args.resume)
+    _check_device(args.device)
     device = init_distributed_device(args)
     try:
-        random_seed(args.seed, args.rank)
+        random_seed(args.seed)  # the same weights on every process, before EMA copies them
         run, data_config, classes = build(args, device)
         start_epoch = _resume(run, resume)
         _wrap(run)
         epochs = _schedule(run, start_epoch)
+        if start_epoch >= epochs and not (folder / 'model_best.pth.tar').is_file():
+            raise ValueError(f'{resume} has done {start_epoch} epochs, --epochs leaves none')
         if is_primary(args):
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / 'args.yaml').write_text(yaml.safe_dump(vars(args)), encoding='utf-8')
+            (folder / 'args.yaml').write_text(yaml.safe_dump(given), encoding='utf-8')
             run.log = RunLog(folder, start_epoch, not args.no_tensorboard)
             _announce(run, start_epoch, epochs)
             run.saver = CheckpointSaver(
@@ -97,14 +101,30 @@ def _resume(run: Run, checkpoint: str) -> int:
     args, epoch = run.args, 0
     if checkpoint:
         read_checkpoint(checkpoint)  # for its errors
-        epoch = resume_task_checkpoint(
-            run.task, checkpoint, run.optimizer, run.scaler, log_info=False
-        )
+        try:
+            epoch = resume_task_checkpoint(
+                run.task, checkpoint, run.optimizer, run.scaler, log_info=False
+            )
+        except RuntimeError as error:
+            raise ValueError(f'{checkpoint} is of another model: {_first(error)}') from None
     if args.model_ema:
         run.task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup)
         if checkpoint:
             load_task_ema_checkpoint(run.task, checkpoint)
     return epoch or 0
+
+
+def _check_device(name: str) -> None:
+    try:
+        kind = torch.device(name).type
+    except RuntimeError as error:
+        raise ValueError(f'--device {name!r}: {_first(error)}') from None
+    if kind == 'cuda' and not torch.cuda.is_available():
+        raise ValueError(f'--device {name}: this machine has no CUDA device')
+
+
+def _first(error: Exception) -> str:
+    return ' '.join(str(error).split())[:200]
 
 
 def _wrap(run: Run) -> None:
@@ -125,7 +145,7 @@ def _schedule(run: Run, start_epoch: int) -> int:
         **scheduler_kwargs(run.args, decreasing_metric=False),
         updates_per_epoch=updates,
     )
-    if start_epoch > 0:
+    if start_epoch > 0 and run.scheduler is not None:
         if run.args.sched_on_updates:
             run.scheduler.step_update(start_epoch * updates)
         else:
@@ -150,7 +170,7 @@ def _announce(run: Run, start_epoch: int, epochs: int) -> None:
 
 def _epoch(run: Run, epoch: int, epochs: int) -> None:
     args = run.args
-    random_seed(args.seed + epoch, args.rank)
+    random_seed(args.seed + epoch * args.world_size, args.rank)
     if hasattr(run.loader_train.sampler, 'set_epoch'):
         run.loader_train.sampler.set_epoch(epoch)
     lr = run.optimizer.param_groups[0]['lr']
@@ -172,7 +192,8 @@ def _epoch(run: Run, epoch: int, epochs: int) -> None:
         averaged = _evaluate(run, run.task.get_eval_model(ema=True))
         shown += f', averaged weights {averaged["top1"]:.2f}%'
         eval_metrics = {**averaged, 'raw_top1': eval_metrics['top1']}
-    run.scheduler.step(epoch + 1, eval_metrics['top1'])
+    if run.scheduler is not None:
+        run.scheduler.step(epoch + 1, eval_metrics['top1'])
     if is_primary(args):
         run.log.epoch(epoch, train_metrics, eval_metrics, lr, run.model)
         run.saver.save_checkpoint(epoch, eval_metrics['top1'])
@@ -203,7 +224,7 @@ def _train_epoch(run: Run, epoch: int, epochs: int) -> dict:
             run.optimizer.zero_grad()
             updates += 1
             run.task.update_ema(step=updates)
-            if args.sched_on_updates:
+            if args.sched_on_updates and run.scheduler is not None:
                 run.scheduler.step_update(updates)
         line = last or (batch + 1) % args.log_interval == 0
         if line or run.log.bar is not None:
@@ -266,7 +287,8 @@ def _finish(run: Run, folder: Path, data_config: dict, classes: list[str] | None
         return {}
     best = copy.deepcopy(run.model).cpu()
     best.load_state_dict(read_checkpoint(folder / 'model_best.pth.tar'))
-    data_config = {k: data_config[k] for k in ('input_size', 'mean', 'std', 'crop_pct')}
+    kept = ('input_size', 'interpolation', 'mean', 'std', 'crop_pct', 'crop_mode')
+    data_config = {k: data_config[k] for k in kept}
     model_folder = save(best, folder / 'model', label_names=classes, data_config=data_config)
     run.log.say(
         f'best: top-1 {run.saver.best_metric:.2f}% in epoch {run.saver.best_epoch + 1}; '

@@ -25,9 +25,9 @@ def build_parser() -> argparse.ArgumentParser:
 def _data(parser):
     group = parser.add_argument_group('data')
     group.add_argument(
-        '--dataset', default='digits', metavar='NAME',
+        '--dataset', metavar='NAME',
         help="digits (built in), idx, strips, torch/..., hfds/..., wds/..., tfds/..., or '' for a "
-        'folder of class folders (default: digits)',
+        "folder of class folders (default: '' with --data-dir, else digits)",
     )  # fmt: skip
     group.add_argument('--data-dir', metavar='DIR', help='folder with the data')
     group.add_argument('--train-split', default='train', metavar='NAME')
@@ -155,8 +155,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         except (OSError, ValueError, TypeError) as error:
             parser.error(str(error))
     args = parser.parse_args(argv)
+    if args.dataset is None:
+        args.dataset = '' if args.data_dir else 'digits'
     for name in ('batch_size', 'grad_accum_steps', 'epochs', 'log_interval', 'checkpoint_hist'):
-        if getattr(args, name) < 1:
+        if (getattr(args, name) or 0) < 1:
             parser.error(f'--{name.replace("_", "-")} must be at least 1')
     return args
 
@@ -176,7 +178,7 @@ def read_config(path: str | Path, parser: argparse.ArgumentParser) -> dict:
     if not isinstance(options, dict):
         raise ValueError(f'{path} holds no options')
     actions = {action.dest: action for action in parser._actions}
-    unknown = sorted(set(options) - (set(actions) - {'config', 'help'}))
+    unknown = sorted(map(str, set(options) - (set(actions) - {'config', 'help'})))
     if unknown:
         raise ValueError(f'{path}: unknown option {", ".join(unknown)}')
     for name, value in options.items():
@@ -184,22 +186,44 @@ def read_config(path: str | Path, parser: argparse.ArgumentParser) -> dict:
     return options
 
 
+def _number(value):
+    """``1e-4`` is text to YAML, but nobody means text by it."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def _fits(kind, value) -> bool:
+    """Whether ``kind`` (None: text) reads ``value`` as it is meant: no 1.5 or true as an int."""
+    if kind is None or isinstance(value, str):
+        try:
+            return isinstance(value, str) and (kind is None or kind(value) is not None)
+        except ValueError:
+            return False
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return kind(value) == value
+
+
 def _typed(path, action: argparse.Action, value):
     """A YAML value as the command line would have given it: ``1e-4`` is text to YAML."""
+    if value is None and action.default is None:
+        return None
     if isinstance(action, argparse._StoreTrueAction):
         ok = isinstance(value, bool)
     elif isinstance(action, ParseKwargs):
         ok = isinstance(value, dict)
+        value = {key: _number(one) for key, one in value.items()} if ok else value
     elif action.nargs in ('+', 2, 3):
-        ok = isinstance(value, list)
+        ok = isinstance(value, list) and (
+            bool(value) if action.nargs == '+' else len(value) == action.nargs
+        )
+        ok = ok and all(_fits(action.type, one) for one in value)
         value = [action.type(one) for one in value] if ok else value
     else:
-        ok = not isinstance(value, (dict, list))
-        if ok and value is not None and action.type is not None:
-            try:
-                value = action.type(value)
-            except ValueError:
-                ok = False
+        ok = _fits(action.type, value)
+        value = action.type(value) if ok and action.type else value
     if ok and action.choices and value not in action.choices:
         ok = False
     if not ok:
