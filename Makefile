@@ -1,4 +1,4 @@
-# make demo   train, prune, export and show a small network on built-in data (about 5 minutes)
+# make demo   train, prune, export and show a small network on built-in data (about 3 minutes)
 # make test   lint and the whole test suite (under 10 minutes)
 # Both make their own virtual environment in .venv the first time (a few GB of downloads).
 

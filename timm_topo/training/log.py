@@ -1,6 +1,5 @@
 """What a run tells: a bar or lines on the console, ``summary.csv``, TensorBoard."""
 
-import os
 import sys
 from pathlib import Path
 
@@ -20,7 +19,7 @@ class RunLog:
 
     Args:
         folder: Where ``summary.csv`` and the event files go; None: silent.
-        start_epoch: First epoch of this session: older rows are kept, later ones replaced.
+        start_epoch: First epoch to come: older rows are kept, later ones replaced.
         tensorboard: Whether to write event files.
 
     Raises:
@@ -139,8 +138,3 @@ def prepare_folder(output: str, experiment: str, resume: str) -> tuple[Path, str
             f'{folder} holds a run: go on with --resume auto, or choose another --experiment'
         )
     return folder, resume
-
-
-def is_quiet() -> bool:
-    """Whether another process of a distributed run does the talking."""
-    return int(os.environ.get('RANK', 0)) != 0
