@@ -874,3 +874,25 @@ def test_half_precision_without_a_scaler_is_refused(argv):
 def test_mixup_of_an_odd_batch_is_refused(argv):
     with pytest.raises(ValueError, match='need an even --batch-size, got 7'):
         run(argv('--mixup', 0.2, '--batch-size', 7))
+
+
+@pytest.mark.parametrize('rank', [0, 1, 3])
+def test_every_process_builds_the_same_weights(argv, rank, monkeypatch):
+    """EMA copies them before DDP would make them equal: they must be equal from the start."""
+    built_by_rank = []
+
+    def stop_before_training(run, checkpoint):
+        built_by_rank.append({k: v.clone() for k, v in run.model.state_dict().items()})
+        raise KeyboardInterrupt
+
+    def init(args, as_rank):
+        args.distributed, args.world_size, args.rank, args.local_rank = False, 4, as_rank, as_rank
+        return torch.device('cpu')
+
+    monkeypatch.setattr(loop, '_resume', stop_before_training)
+    for as_rank in (0, rank):
+        monkeypatch.setattr(loop, 'init_distributed_device', lambda a, r=as_rank: init(a, r))
+        with pytest.raises(KeyboardInterrupt):
+            run(argv('--model-ema'))
+    first, other = built_by_rank
+    assert all(torch.equal(value, other[name]) for name, value in first.items())
