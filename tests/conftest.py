@@ -52,7 +52,8 @@ def naive_stage():
             total = 0
             for edge, (source, target) in enumerate(stage.wiring.edges):
                 if target == node:
-                    total = total + weights[edge] * features[source]
+                    raw = stage.raw_entry and target == 1
+                    total = total + weights[edge] * (x if raw else features[source])
             last = node == stage.wiring.num_nodes - 1
             features[node] = total if last else stage.nodes[node - 1](total)
         return features[stage.wiring.num_nodes - 1]

@@ -6,7 +6,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from .stages import GraphStage
+from .stages import GraphStage, graph_stages
 from .wiring import Wiring
 
 __all__ = ['SPARSITY', 'check_sparsity', 'edge_penalty', 'sparsity_loss']
@@ -52,9 +52,7 @@ def sparsity_loss(model: nn.Module, kind: str | None = None) -> Tensor:
         ValueError: Unknown kind, or ``model`` has no graph stage.
     """
     kind = model.sparsity if kind is None else check_sparsity(kind)
-    stages = [module for module in model.modules() if isinstance(module, GraphStage)]
-    if not stages:
-        raise ValueError(f'{type(model).__name__} has no graph stage to make sparse')
+    stages = graph_stages(model).values()
     if kind == 'none':
         return next(model.parameters(), torch.zeros(())).new_zeros(())
     return sum(_stage_loss(stage, kind) for stage in stages)

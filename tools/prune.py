@@ -11,8 +11,9 @@ import sys
 
 import timm_topo
 from timm_topo.analysis.cost import count_flops, count_parameters, input_size_of, latency
-from timm_topo.analysis.prune import graph_stages, prune, recalibrate
+from timm_topo.analysis.prune import prune, recalibrate
 from timm_topo.data import load_dataset
+from timm_topo.stages import graph_stages
 from timm_topo.training.evaluate import accuracy, image_batches
 
 

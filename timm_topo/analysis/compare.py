@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from ..stages import graph_stages
 from .cost import count_flops, count_parameters, latency
-from .prune import DisconnectedError, PruneReport, graph_stages, prune, recalibrate
+from .prune import DisconnectedError, PruneReport, prune, recalibrate
 
 __all__ = ['Cut', 'measure', 'prune_sweep']
 

@@ -76,7 +76,9 @@ def count_flops(model: nn.Module, input_size: Sequence[int] | None = None) -> Fl
     edges = []
 
     def count(stage, args, output):
-        edges.append(stage.wiring.num_edges * output[0].numel())
+        raw = int(stage.raw_entry)  # one edge multiplies the stage input instead
+        per_map = (stage.wiring.num_edges - raw) * output[0].numel()
+        edges.append(per_map + raw * args[0][0].numel())
 
     hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, GraphStage)]
     training = model.training

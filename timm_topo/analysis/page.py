@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from ..stages import graph_stages
 from ..wiring import Wiring
 from . import plot
 from .compare import Cut
-from .prune import PruneReport, StageCut, edge_weights, graph_stages, relative_weights
+from .prune import PruneReport, StageCut, edge_weights, relative_weights
 from .report import Report
 
 __all__ = ['add_networks', 'add_pruning', 'add_training', 'add_wiring', 'before_and_after']

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..connectivity.fixed import FixedConnectivity
-from ..stages import GraphStage
+from ..stages import GraphStage, graph_stages
 from ..wiring import Wiring
 from .cost import fvcore_nn, input_size_of
 
@@ -27,7 +27,6 @@ __all__ = [
     'edge_mask',
     'edge_weights',
     'freeze_edge_weights',
-    'graph_stages',
     'mask_edges',
     'prune',
     'recalibrate',
@@ -114,18 +113,6 @@ class PruneReport:
             f'(outputs up to {self.scale:.3g}; {verdict})'
         )
         return '\n'.join(rows)
-
-
-def graph_stages(model: nn.Module) -> dict[str, GraphStage]:
-    """The graph stages of a model by module name.
-
-    Raises:
-        ValueError: There is none.
-    """
-    stages = {n: module for n, module in model.named_modules() if isinstance(module, GraphStage)}
-    if not stages:
-        raise ValueError(f'{type(model).__name__} has no graph stage')
-    return stages
 
 
 def edge_weights(model: nn.Module) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
-"""One file per paper: a table of variants and their timm entry points."""
+"""Networks, a table of variants each, and their timm entry points."""
 
 from .toponet import TopoNet
+from .toporesnet import ResNetCifar
 
-__all__ = ['TopoNet']
+__all__ = ['ResNetCifar', 'TopoNet']

@@ -10,16 +10,13 @@ from timm.layers import ClassifierHead, get_norm_layer
 from timm.models import build_model_with_cfg, generate_default_cfgs, named_apply, register_model
 from torch import Tensor, nn
 
-from ..connectivity import (
-    build_connectivity,
-    connectivity_spec,
-    undecayed_parameters,
-)
+from ..connectivity import build_connectivity
 from ..generators import is_explicit, make_wiring
-from ..nodes import ConvNorm, SepConvEntry, SepConvNode
-from ..sparsity import check_sparsity, sparsity_loss
+from ..nodes import NODES, ConvNorm
+from ..sparsity import check_sparsity
 from ..stages import GraphStage
 from ..wiring import Wiring
+from .base import GraphNet
 from .levels import take_indices
 
 __all__ = ['TopoNet']
@@ -27,7 +24,7 @@ __all__ = ['TopoNet']
 WiringSpec = Union[str, dict, Wiring]
 
 
-class TopoNet(nn.Module):
+class TopoNet(GraphNet, nn.Module):
     """Stem, graph stages, ReLU, pooling, linear classifier (TopoNet, Table 3).
 
     Args:
@@ -38,8 +35,10 @@ class TopoNet(nn.Module):
         stem_width: Channels of the stem convolution.
         stem_kernel: Its kernel size.
         stem_stride: Its stride.
+        node: What the nodes compute, a key of :data:`timm_topo.nodes.NODES`.
         wiring: What :func:`timm_topo.generators.make_wiring` takes, for all stages or one each.
         connectivity: What :func:`timm_topo.connectivity.build_connectivity` takes, likewise.
+        node_ids: Per stage, the ids of the nodes that pruning left; by default all.
         sparsity: ``'none'``, ``'uniform'`` or ``'adaptive'``: the L1 that training adds.
         sparsity_weight: lambda of Eq. 6. The paper: 1e-4, robust from 1e-5 to 1e-4.
         in_chans: Channels of the image.
@@ -53,8 +52,8 @@ class TopoNet(nn.Module):
 
     Raises:
         TypeError: An unknown option, or a description of the wrong type.
-        ValueError: Numbers of stages that disagree, or an unknown wiring, connectivity, sparsity,
-            normalisation or output stride.
+        ValueError: Numbers of stages that disagree, or an unknown node, wiring, connectivity,
+            sparsity, normalisation or output stride.
     """
 
     def __init__(
@@ -65,8 +64,10 @@ class TopoNet(nn.Module):
         stem_width: int = 64,
         stem_kernel: int = 7,
         stem_stride: int = 2,
+        node: str = 'sepconv',
         wiring: Union[WiringSpec, Sequence[WiringSpec]] = 'complete',
         connectivity: Union[str, dict, type, Sequence] = 'alpha',
+        node_ids: Optional[Sequence[Sequence[int]]] = None,
         sparsity: str = 'none',
         sparsity_weight: float = 1e-4,
         in_chans: int = 3,
@@ -79,10 +80,14 @@ class TopoNet(nn.Module):
         dtype=None,
     ):
         super().__init__()
+        if node_ids is not None and len(node_ids) != len(widths):
+            raise ValueError(f'node_ids has {len(node_ids)} entries for {len(widths)} stages')
         if output_stride not in (8, 16, 32):
             raise ValueError(f'output_stride must be 8, 16 or 32, got {output_stride}')
         if not sparsity_weight >= 0:
             raise ValueError(f'sparsity_weight must be >= 0, got {sparsity_weight}')
+        if node not in NODES:
+            raise ValueError(f'unknown node {node!r}; known: {", ".join(NODES)}')
         norm_layer = _norm_layer(norm_layer)
         dd = {'device': device, 'dtype': dtype}
         depth = len(widths)
@@ -111,17 +116,18 @@ class TopoNet(nn.Module):
                 stride, dilation = 1, dilation * stride
             reduction *= stride
             out_chs = widths[stage]
+            ids = range(wirings[stage].num_nodes) if node_ids is None else node_ids[stage]
+            parts = NODES[node](
+                in_chs, out_chs, ids[-1] - 1, stride, dilation, norm_layer=norm_layer, **dd
+            )
             stages.append(
                 GraphStage(
                     wirings[stage],
                     build_connectivity(rule, wirings[stage], out_chs, **dd),
-                    SepConvEntry(in_chs, out_chs, stride, dilation, norm_layer=norm_layer, **dd),
-                    [
-                        SepConvNode(
-                            out_chs, out_chs, dilation=dilation, norm_layer=norm_layer, **dd
-                        )
-                        for _ in range(wirings[stage].num_nodes - 2)
-                    ],
+                    parts.entry,
+                    [parts.nodes[i - 1] for i in ids[1:-1]],
+                    raw_entry=parts.raw_entry and ids[1] == 1,
+                    node_ids=ids,
                 )
             )
             in_chs = out_chs
@@ -144,23 +150,8 @@ class TopoNet(nn.Module):
 
     @torch.jit.ignore
     def topology(self) -> dict:
-        """Constructor options that rebuild wiring and rules as they are, explicit, JSON-ready."""
-        wirings = [stage.wiring for stage in self.stages]
-        return {
-            'num_nodes': [wiring.num_nodes for wiring in wirings],
-            'wiring': [wiring.to_dict() for wiring in wirings],
-            'connectivity': [connectivity_spec(stage.connectivity) for stage in self.stages],
-        }
-
-    @torch.jit.ignore
-    def sparsity_loss(self) -> Tensor:
-        """sum_e w_e |a_e| for the model's ``sparsity``, a scalar; not yet times lambda (Eq. 6)."""
-        return sparsity_loss(self)
-
-    @torch.jit.ignore
-    def no_weight_decay(self) -> set:
-        """Names of the edge weights, which no optimizer may decay."""
-        return undecayed_parameters(self)
+        num_nodes = [stage.wiring.num_nodes for stage in self.stages]
+        return {'num_nodes': num_nodes, **super().topology()}
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict:
@@ -175,12 +166,6 @@ class TopoNet(nn.Module):
                 (r'^stages\.(\d+)\.nodes\.(\d+)', None),
             ],
         )
-
-    @torch.jit.ignore
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute stages in the backward pass instead of storing what is inside."""
-        for stage in self.stages:
-            stage.grad_checkpointing = enable
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
@@ -344,7 +329,8 @@ def checkpoint_filter_fn(state_dict: dict, model: nn.Module) -> dict:
     return {re.sub(r'^stages_(\d+)\.', r'stages.\1.', key): v for key, v in state_dict.items()}
 
 
-def _create(variant: str, pretrained: bool, defaults: dict, overrides: dict) -> TopoNet:
+def create_toponet(variant: str, pretrained: bool, defaults: dict, overrides: dict) -> TopoNet:
+    """A registered variant: its ``defaults``, what the caller overrides, timm's machinery."""
     kwargs = {**defaults, **overrides}
     if 'num_nodes' not in overrides and is_explicit(overrides.get('wiring')):
         kwargs['num_nodes'] = None  # the graphs say how many
@@ -372,102 +358,102 @@ _TINY = dict(
 @register_model
 def toponet_adaptive(pretrained: bool = False, **kwargs) -> TopoNet:
     """Complete graphs, learned alpha, L1 growing with log in-degree (Table 4: 78.60% top-1)."""
-    return _create('toponet_adaptive', pretrained, dict(sparsity='adaptive'), kwargs)
+    return create_toponet('toponet_adaptive', pretrained, dict(sparsity='adaptive'), kwargs)
 
 
 @register_model
 def toponet_uniform(pretrained: bool = False, **kwargs) -> TopoNet:
     """Complete graphs, learned alpha, the same L1 on every edge."""
-    return _create('toponet_uniform', pretrained, dict(sparsity='uniform'), kwargs)
+    return create_toponet('toponet_uniform', pretrained, dict(sparsity='uniform'), kwargs)
 
 
 @register_model
 def toponet_alpha(pretrained: bool = False, **kwargs) -> TopoNet:
     """Complete graphs, learned alpha, no sparsity."""
-    return _create('toponet_alpha', pretrained, {}, kwargs)
+    return create_toponet('toponet_alpha', pretrained, {}, kwargs)
 
 
 @register_model
 def toponet_complete(pretrained: bool = False, **kwargs) -> TopoNet:
     """Complete graphs, every edge weighs 1."""
-    return _create('toponet_complete', pretrained, _RULE, kwargs)
+    return create_toponet('toponet_complete', pretrained, _RULE, kwargs)
 
 
 @register_model
 def toponet_residual2(pretrained: bool = False, **kwargs) -> TopoNet:
     """Residual wiring with interval 2."""
     defaults = dict(_RULE, wiring=dict(name='residual', interval=2))
-    return _create('toponet_residual2', pretrained, defaults, kwargs)
+    return create_toponet('toponet_residual2', pretrained, defaults, kwargs)
 
 
 @register_model
 def toponet_residual3(pretrained: bool = False, **kwargs) -> TopoNet:
     """Residual wiring with interval 3."""
     defaults = dict(_RULE, wiring=dict(name='residual', interval=3))
-    return _create('toponet_residual3', pretrained, defaults, kwargs)
+    return create_toponet('toponet_residual3', pretrained, defaults, kwargs)
 
 
 @register_model
 def toponet_residual4(pretrained: bool = False, **kwargs) -> TopoNet:
     """Residual wiring with interval 4."""
     defaults = dict(_RULE, wiring=dict(name='residual', interval=4))
-    return _create('toponet_residual4', pretrained, defaults, kwargs)
+    return create_toponet('toponet_residual4', pretrained, defaults, kwargs)
 
 
 @register_model
 def toponet_random8(pretrained: bool = False, **kwargs) -> TopoNet:
     """Each pair of nodes linked with probability 0.8."""
     defaults = dict(_RULE, wiring=dict(name='random', p=0.8))
-    return _create('toponet_random8', pretrained, defaults, kwargs)
+    return create_toponet('toponet_random8', pretrained, defaults, kwargs)
 
 
 @register_model
 def toponet_random6(pretrained: bool = False, **kwargs) -> TopoNet:
     """Each pair of nodes linked with probability 0.6."""
     defaults = dict(_RULE, wiring=dict(name='random', p=0.6))
-    return _create('toponet_random6', pretrained, defaults, kwargs)
+    return create_toponet('toponet_random6', pretrained, defaults, kwargs)
 
 
 @register_model
 def toponet_random4(pretrained: bool = False, **kwargs) -> TopoNet:
     """Each pair of nodes linked with probability 0.4."""
     defaults = dict(_RULE, wiring=dict(name='random', p=0.4))
-    return _create('toponet_random4', pretrained, defaults, kwargs)
+    return create_toponet('toponet_random4', pretrained, defaults, kwargs)
 
 
 @register_model
 def toponet_er(pretrained: bool = False, **kwargs) -> TopoNet:
     """Erdos-Renyi graphs, p = 0.2."""
     defaults = dict(_RULE, wiring=dict(name='erdos_renyi', p=0.2))
-    return _create('toponet_er', pretrained, defaults, kwargs)
+    return create_toponet('toponet_er', pretrained, defaults, kwargs)
 
 
 @register_model
 def toponet_ba(pretrained: bool = False, **kwargs) -> TopoNet:
     """Barabasi-Albert graphs, m = 5."""
     defaults = dict(_RULE, wiring=dict(name='barabasi_albert', m=5))
-    return _create('toponet_ba', pretrained, defaults, kwargs)
+    return create_toponet('toponet_ba', pretrained, defaults, kwargs)
 
 
 @register_model
 def toponet_ws(pretrained: bool = False, **kwargs) -> TopoNet:
     """Watts-Strogatz graphs, k = 4, p = 0.75."""
     defaults = dict(_RULE, wiring=dict(name='watts_strogatz', k=4, p=0.75))
-    return _create('toponet_ws', pretrained, defaults, kwargs)
+    return create_toponet('toponet_ws', pretrained, defaults, kwargs)
 
 
 @register_model
 def toponet_tiny_adaptive(pretrained: bool = False, **kwargs) -> TopoNet:
     """For 32 px: stages of {8, 10, 8} nodes, learned alpha, adaptive sparsity."""
     defaults = dict(_TINY, sparsity='adaptive')
-    return _create('toponet_tiny_adaptive', pretrained, defaults, kwargs)
+    return create_toponet('toponet_tiny_adaptive', pretrained, defaults, kwargs)
 
 
 @register_model
 def toponet_tiny_residual2(pretrained: bool = False, **kwargs) -> TopoNet:
     """The same nodes in residual wiring with interval 2."""
     defaults = dict(_TINY, **_RULE, wiring=dict(name='residual', interval=2))
-    return _create('toponet_tiny_residual2', pretrained, defaults, kwargs)
+    return create_toponet('toponet_tiny_residual2', pretrained, defaults, kwargs)
 
 
 @register_model
@@ -476,4 +462,4 @@ def test_toponet(pretrained: bool = False, **kwargs) -> TopoNet:
     defaults = dict(
         num_nodes=(4, 4, 5, 4), widths=(16, 24, 32, 48), stem_width=16, sparsity='adaptive'
     )  # fmt: skip
-    return _create('test_toponet', pretrained, defaults, kwargs)
+    return create_toponet('test_toponet', pretrained, defaults, kwargs)

@@ -1,6 +1,14 @@
-"""What a node computes."""
+"""What a node computes.
 
+``NODES`` holds, by name, the function that makes the entry and the nodes of a stage:
+``parts(in_chs, out_chs, num_nodes, stride, dilation, norm_layer=..., device=..., dtype=...)``.
+"""
+
+from .base import StageParts
+from .conv import ConvNode, conv_parts
 from .conv_norm import ConvNorm
-from .sepconv import SepConvEntry, SepConvNode
+from .sepconv import SepConvEntry, SepConvNode, sepconv_parts
 
-__all__ = ['ConvNorm', 'SepConvEntry', 'SepConvNode']
+__all__ = ['NODES', 'ConvNode', 'ConvNorm', 'SepConvEntry', 'SepConvNode', 'StageParts']
+
+NODES = {'sepconv': sepconv_parts, 'conv': conv_parts}

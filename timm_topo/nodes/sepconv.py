@@ -5,9 +5,10 @@ from typing import Callable
 from timm.layers import create_conv2d
 from torch import Tensor, nn
 
+from .base import StageParts
 from .conv_norm import ConvNorm
 
-__all__ = ['SepConvEntry', 'SepConvNode']
+__all__ = ['SepConvEntry', 'SepConvNode', 'sepconv_parts']
 
 
 class SepConvNode(nn.Module):
@@ -85,3 +86,24 @@ class SepConvEntry(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.node(x) + self.shortcut(x)
+
+
+def sepconv_parts(
+    in_chs: int, out_chs: int, num_nodes: int, stride: int, dilation: int, **kwargs
+) -> StageParts:
+    """A stage of :class:`SepConvNode` behind a :class:`SepConvEntry`.
+
+    Args:
+        in_chs: Channels of the stage input.
+        out_chs: Channels of the stage.
+        num_nodes: Computing nodes.
+        stride: Stride of the stage.
+        dilation: Dilation of the 3x3 convolutions.
+        **kwargs: ``norm_layer``, ``device``, ``dtype``.
+    """
+    return StageParts(
+        entry=SepConvEntry(in_chs, out_chs, stride, dilation, **kwargs),
+        nodes=[
+            SepConvNode(out_chs, out_chs, dilation=dilation, **kwargs) for _ in range(num_nodes)
+        ],
+    )

@@ -1,7 +1,7 @@
 """The executor: one wiring at one resolution (TopoNet, section 3.1 and Algorithm 1)."""
 
 from collections.abc import Sequence
-from typing import List
+from typing import List, Optional
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from ..connectivity import Connectivity
 from ..wiring import Wiring
 from .aggregate import aggregate
 
-__all__ = ['GraphStage']
+__all__ = ['GraphStage', 'graph_stages']
 
 torch.fx.wrap('aggregate')  # a leaf for symbolic tracing: it looks at shapes
 
@@ -19,15 +19,20 @@ torch.fx.wrap('aggregate')  # a leaf for symbolic tracing: it looks at shapes
 class GraphStage(nn.Module):
     """x_0 = entry(x);  x_j = node_j(sum_i a_ij x_i);  output = sum_i a_i x_i.
 
+    With ``raw_entry``, node 1 reads the stage input itself, x_1 = node_1(a_01 x): the first block
+    of a residual stage, which resizes and projects like the shortcut beside it (here the entry).
+
     Args:
         wiring: N nodes without dead ones.
         connectivity: The rule that weighs the edges of ``wiring``.
-        entry: Stage input -> x_0; resizes and projects.
+        entry: Stage input -> x_0; resizes and projects. Not kept where nobody reads x_0.
         nodes: The N - 2 computing nodes in order. Each receives a map of its own, which it may
             overwrite.
+        raw_entry: Whether node 1 reads the stage input instead of x_0.
+        node_ids: Ids the N nodes had before pruning; by default ``0 .. N - 1``.
 
     Raises:
-        ValueError: Dead nodes in the wiring, or a number of nodes or edges that does not fit it.
+        ValueError: Dead nodes in the wiring, or a number of nodes, edges or ids that does not fit.
     """
 
     preds: List[List[int]]
@@ -38,6 +43,8 @@ class GraphStage(nn.Module):
         connectivity: Connectivity,
         entry: nn.Module,
         nodes: Sequence[nn.Module],
+        raw_entry: bool = False,
+        node_ids: Optional[Sequence[int]] = None,
     ):
         super().__init__()
         dead = wiring.dead_nodes()
@@ -49,11 +56,18 @@ class GraphStage(nn.Module):
             )
         if connectivity.wiring != wiring:
             raise ValueError(f'the connectivity was built for a wiring other than {wiring}')
+        self.node_ids = list(range(wiring.num_nodes) if node_ids is None else node_ids)
+        if len(self.node_ids) != wiring.num_nodes or sorted({0, *self.node_ids}) != self.node_ids:
+            raise ValueError(f'{wiring} needs as many node ids, ascending from 0, got {node_ids}')
+        if raw_entry and not nodes:
+            raise ValueError(f'{wiring} has no computing node that could read the stage input')
         self.wiring = wiring
+        self.raw_entry = raw_entry
         self.preds = [list(wiring.preds(node)) for node in range(wiring.num_nodes)]
         self.needs_context = connectivity.needs_context
         self.grad_checkpointing = False
-        self.entry = entry
+        unread = raw_entry and wiring.succs(0) == (1,) and not connectivity.needs_context
+        self.entry = nn.Identity() if unread else entry
         self.nodes = nn.ModuleList(nodes)
         self.connectivity = connectivity
 
@@ -83,6 +97,8 @@ class GraphStage(nn.Module):
             self.connectivity.select(wiring, [index[kept[s], kept[t]] for s, t in wiring.edges]),
             self.entry,
             [self.nodes[node - 1] for node in kept[1:-1]],
+            raw_entry=self.raw_entry and kept[1] == 1,
+            node_ids=[self.node_ids[node] for node in kept],
         )
         stage.grad_checkpointing = self.grad_checkpointing
         return stage.train(self.training)
@@ -92,7 +108,8 @@ class GraphStage(nn.Module):
         features = [self.entry(x)]
         pooled = self.pool(features, [])
         for i, node in enumerate(self.nodes):
-            features.append(node(self.gather(features, pooled, i + 1)))
+            sources = [x] if self.raw_entry and i == 0 else features
+            features.append(node(self.gather(sources, pooled, i + 1)))
             pooled = self.pool(features, pooled)
         return self.gather(features, pooled, len(self.nodes) + 1)
 
@@ -109,3 +126,15 @@ class GraphStage(nn.Module):
         if self.needs_context:
             pooled.append(features[-1].mean((2, 3)))
         return pooled
+
+
+def graph_stages(model: nn.Module) -> dict[str, GraphStage]:
+    """The graph stages of a model by module name.
+
+    Raises:
+        ValueError: There is none.
+    """
+    stages = {n: module for n, module in model.named_modules() if isinstance(module, GraphStage)}
+    if not stages:
+        raise ValueError(f'{type(model).__name__} has no graph stage')
+    return stages

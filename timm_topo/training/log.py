@@ -8,7 +8,6 @@ from timm.utils import trim_summary, update_summary
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..analysis.prune import graph_stages
 from ..stages import GraphStage
 
 __all__ = ['RunLog', 'adjacency_image']
@@ -92,9 +91,8 @@ class RunLog:
 
 def _stages(model: nn.Module) -> dict[str, GraphStage]:
     """Graph stages whose weights are the same for every image; none for a plain timm model."""
-    if not any(isinstance(module, GraphStage) for module in model.modules()):
-        return {}
-    return {n: s for n, s in graph_stages(model).items() if not s.needs_context}
+    stages = {n: module for n, module in model.named_modules() if isinstance(module, GraphStage)}
+    return {n: stage for n, stage in stages.items() if not stage.needs_context}
 
 
 def adjacency_image(stage: GraphStage, weights: Tensor, pixels: int = 8) -> Tensor:
