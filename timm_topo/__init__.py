@@ -5,7 +5,8 @@ Importing this package registers its models: ``timm.create_model('toponet_adapti
 
 from . import models  # registers the models
 from .checkpoint import load, save
+from .models import rewire, unwire
 from .version import __version__
 from .wiring import Wiring
 
-__all__ = ['Wiring', '__version__', 'load', 'models', 'save']
+__all__ = ['Wiring', '__version__', 'load', 'models', 'rewire', 'save', 'unwire']

@@ -12,7 +12,7 @@ from timm.models import _registry as registry
 
 import timm_topo  # noqa: F401  registers the models
 
-MODULES = ['toponet']
+MODULES = ['toponet', 'toporesnet', 'topomobilenet', 'rewired']
 OURS = set(registry.list_models(module=MODULES))
 LEAST_PER_MODEL = 11  # list-driven tests in timm 1.0.31
 

@@ -1,6 +1,8 @@
 """Networks, a table of variants each, and their timm entry points."""
 
+from . import topomobilenet
+from .rewired import Rewired, rewire, unwire
 from .toponet import TopoNet
 from .toporesnet import ResNetCifar
 
-__all__ = ['ResNetCifar', 'TopoNet']
+__all__ = ['ResNetCifar', 'Rewired', 'TopoNet', 'rewire', 'topomobilenet', 'unwire']

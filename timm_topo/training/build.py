@@ -20,6 +20,7 @@ from ..analysis.prune import retrainable
 from ..checkpoint import load, read_checkpoint, saved_config
 from ..connectivity import exempt_from_weight_decay
 from ..data import class_names, load_dataset
+from ..models import rewire
 from ..task import TopoTask
 from .log import RunLog
 
@@ -51,6 +52,8 @@ class Run:
 def default_name(args: Namespace) -> str:
     """Name of the experiment where none is given."""
     model = Path(args.from_saved).name if args.from_saved else args.model
+    if args.rewire is not None:
+        model += '-rewired'
     return f'{model}-{(args.dataset or Path(args.data_dir or "folder").name).replace("/", "_")}'
 
 
@@ -146,6 +149,7 @@ def _build_model(args: Namespace, classes: list[str] | None) -> nn.Module:
         model = load(
             args.from_saved, num_classes=num_classes, drop_rate=args.drop, **args.model_kwargs
         )
+        model = _rewire(args, model)
         if args.from_saved_weights == 'finetune':
             return model
         return retrainable(model, args.from_saved_weights)
@@ -157,7 +161,7 @@ def _build_model(args: Namespace, classes: list[str] | None) -> nn.Module:
     if args.input_size:
         options['in_chans'] = args.input_size[0]
     try:
-        return timm.create_model(
+        model = timm.create_model(
             args.model,
             num_classes=num_classes,
             drop_rate=args.drop,
@@ -169,6 +173,15 @@ def _build_model(args: Namespace, classes: list[str] | None) -> nn.Module:
             raise
         reason = ' '.join(str(error).split())[:200]
         raise ValueError(f'{args.initial_checkpoint} is of another model: {reason}') from None
+    return _rewire(args, model)
+
+
+def _rewire(args: Namespace, model: nn.Module) -> nn.Module:
+    if args.rewire is None:
+        if args.rewire_kwargs:
+            raise ValueError(f'--rewire-kwargs {args.rewire_kwargs} need --rewire')
+        return model
+    return rewire(model, args.rewire, **args.rewire_kwargs)
 
 
 def _loader(args: Namespace, dataset, data_config: dict, device: torch.device, **options):

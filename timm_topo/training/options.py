@@ -46,6 +46,14 @@ def _model(parser):
     group = parser.add_argument_group('model')
     group.add_argument('--model', default='toponet_tiny_adaptive', metavar='NAME')
     group.add_argument('--model-kwargs', nargs='*', default={}, action=ParseKwargs)
+    group.add_argument(
+        '--rewire', nargs='?', const='alpha', metavar='RULE',
+        help='re-wire the stages of a residual timm model: graphs with edge weights by RULE',
+    )  # fmt: skip
+    group.add_argument(
+        '--rewire-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='K=V',
+        help='sparsity=adaptive, sparsity_weight=1e-4, wiring=..., projection=True, exact=False',
+    )  # fmt: skip
     group.add_argument('--num-classes', type=int, metavar='N', help='default: as in the data')
     group.add_argument('--drop', type=float, default=0.0, metavar='PCT')
     group.add_argument('--initial-checkpoint', default='', metavar='PATH')
