@@ -3,6 +3,14 @@
 from . import topomobilenet
 from .rewired import Rewired, rewire, unwire
 from .toponet import TopoNet
-from .toporesnet import ResNetCifar
+from .toporesnet import ResNetCifar, ResNetV2Cifar
 
-__all__ = ['ResNetCifar', 'Rewired', 'TopoNet', 'rewire', 'topomobilenet', 'unwire']
+__all__ = [
+    'ResNetCifar',
+    'ResNetV2Cifar',
+    'Rewired',
+    'TopoNet',
+    'rewire',
+    'topomobilenet',
+    'unwire',
+]

@@ -23,6 +23,7 @@ from timm.models import (
     ResNet,
     ResNetV2,
     build_model_with_cfg,
+    generate_default_cfgs,
     get_pretrained_cfg,
     group_parameters,
     register_model,
@@ -538,6 +539,19 @@ def create_rewired(variant: str, pretrained: bool, defaults: dict, overrides: di
         feature_cfg=feature_cfg,
         **options,
     )
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        'rewired.untrained': {
+            key: get_pretrained_cfg('mobilenetv2_100').to_dict()[key]
+            for key in (
+                'input_size', 'pool_size', 'crop_pct', 'interpolation', 'mean', 'std',
+                'num_classes', 'first_conv', 'classifier',
+            )
+        }
+    }
+)  # fmt: skip
 
 
 @register_model

@@ -1,22 +1,26 @@
 """ResNets for CIFAR (He et al., 2016): as they are, and as complete graphs (TopoNet, section 4.1).
 
 A ResNet-D has D - 2 convolutions of 3x3 in three stages. ``resnet_cifar{D}`` is that network, made
-of timm's blocks. In ``toporesnet{D}`` every such convolution is one node of a complete graph with
-learned edge weights; parameters and multiply-adds stay those of the ResNet.
+of timm's blocks, and ``resnetv2_cifar{D}`` its pre-activation form, which can be re-wired exactly.
+In ``toporesnet{D}`` every such convolution is one node of a complete graph with learned edge
+weights; parameters and multiply-adds stay those of the ResNet.
 """
 
+from timm.layers import BatchNormAct2d, create_conv2d
 from timm.models import (
     ByoBlockCfg,
     ByobNet,
     ByoModelCfg,
+    ResNetV2,
     build_model_with_cfg,
     generate_default_cfgs,
     register_model,
 )
+from torch import nn
 
 from .toponet import TopoNet, create_toponet
 
-__all__ = ['ResNetCifar']
+__all__ = ['ResNetCifar', 'ResNetV2Cifar']
 
 _WIDTHS = (16, 32, 64)
 
@@ -29,11 +33,51 @@ class ResNetCifar(ByobNet):
         **kwargs: As for ``timm.models.ByobNet``.
     """
 
-    def __init__(self, cfg: ByoModelCfg, **kwargs):
-        super().__init__(cfg, **kwargs)
+    def __init__(self, cfg: ByoModelCfg, output_stride: int = 32, **kwargs):
+        super().__init__(cfg, output_stride=2 * output_stride, **kwargs)
         self.stem.conv.stride = (1, 1)
         for info in self.feature_info:
             info['reduction'] //= 2
+
+
+class ResNetV2Cifar(ResNetV2):
+    """timm's ResNetV2 of basic blocks with a 3x3 stem that keeps the resolution, 1/1 not 1/4.
+
+    Args:
+        in_chans: Channels of the image.
+        output_stride: 8, 16 or 32, as in timm.
+        zero_init_last: Whether branches start at zero.
+        device: Where parameters live.
+        dtype: Their type.
+        **kwargs: As for ``timm.models.ResNetV2``.
+    """
+
+    def __init__(
+        self,
+        in_chans: int = 3,
+        output_stride: int = 32,
+        zero_init_last: bool = True,
+        device=None,
+        dtype=None,
+        **kwargs,
+    ):
+        dd = {'device': device, 'dtype': dtype}
+        super().__init__(
+            in_chans=in_chans,
+            output_stride=4 * output_stride,
+            stem_chs=_WIDTHS[0],
+            basic=True,
+            bottle_ratio=1.0,
+            conv_layer=create_conv2d,
+            norm_layer=BatchNormAct2d,
+            **dd,
+            **kwargs,
+        )
+        self.stem.conv = create_conv2d(in_chans, _WIDTHS[0], 3, **dd)
+        self.stem.pool = nn.Identity()
+        for level, info in enumerate(self.feature_info):
+            info['reduction'] //= 4 if level else 2
+        self.init_weights(zero_init_last)
 
 
 def _cfg(**kwargs) -> dict:
@@ -55,6 +99,7 @@ _DEPTHS = (20, 32, 44, 56, 110)
 default_cfgs = generate_default_cfgs(
     {
         **{f'resnet_cifar{d}.untrained': _cfg(first_conv='stem.conv') for d in _DEPTHS},
+        **{f'resnetv2_cifar{d}.untrained': _cfg(first_conv='stem.conv') for d in _DEPTHS},
         **{f'toporesnet{d}.untrained': _cfg(first_conv='stem.conv') for d in _DEPTHS},
     }
 )
@@ -72,7 +117,20 @@ def _resnet(depth: int, pretrained: bool, kwargs: dict) -> ResNetCifar:
         f'resnet_cifar{depth}',
         pretrained,
         model_cfg=cfg,
-        feature_cfg=dict(flatten_sequential=True),
+        feature_cfg=dict(flatten_sequential=True, out_indices=(0, 1, 2)),
+        **kwargs,
+    )
+
+
+def _resnetv2(depth: int, pretrained: bool, kwargs: dict) -> ResNetV2Cifar:
+    kwargs.setdefault('num_classes', 100)
+    return build_model_with_cfg(
+        ResNetV2Cifar,
+        f'resnetv2_cifar{depth}',
+        pretrained,
+        layers=[(depth - 2) // 6] * 3,
+        channels=_WIDTHS,
+        feature_cfg=dict(feature_cls='getter', out_indices=(0, 1, 2, 3)),
         **kwargs,
     )
 
@@ -113,6 +171,36 @@ def resnet_cifar56(pretrained: bool = False, **kwargs) -> ResNetCifar:
 def resnet_cifar110(pretrained: bool = False, **kwargs) -> ResNetCifar:
     """ResNet-110 for 32 px (Table 1: 76.31%)."""
     return _resnet(110, pretrained, kwargs)
+
+
+@register_model
+def resnetv2_cifar20(pretrained: bool = False, **kwargs) -> ResNetV2Cifar:
+    """Pre-activation ResNet-20 for 32 px; not in the paper."""
+    return _resnetv2(20, pretrained, kwargs)
+
+
+@register_model
+def resnetv2_cifar32(pretrained: bool = False, **kwargs) -> ResNetV2Cifar:
+    """Pre-activation ResNet-32 for 32 px; not in the paper."""
+    return _resnetv2(32, pretrained, kwargs)
+
+
+@register_model
+def resnetv2_cifar44(pretrained: bool = False, **kwargs) -> ResNetV2Cifar:
+    """Pre-activation ResNet-44 for 32 px; not in the paper."""
+    return _resnetv2(44, pretrained, kwargs)
+
+
+@register_model
+def resnetv2_cifar56(pretrained: bool = False, **kwargs) -> ResNetV2Cifar:
+    """Pre-activation ResNet-56 for 32 px; not in the paper."""
+    return _resnetv2(56, pretrained, kwargs)
+
+
+@register_model
+def resnetv2_cifar110(pretrained: bool = False, **kwargs) -> ResNetV2Cifar:
+    """Pre-activation ResNet-110 for 32 px; not in the paper."""
+    return _resnetv2(110, pretrained, kwargs)
 
 
 @register_model
