@@ -92,7 +92,7 @@ class Rewired(GraphNet):
         self.load_state_dict({own: plain[name] for own, name in names.items() if name}, False)
         for stage in graph_stages(self).values():
             stage.connectivity.reset_parameters()
-            if isinstance(stage.entry, ConvNorm):
+            if _is_new(stage.entry):
                 _reset_projection(stage.entry)
 
     @torch.jit.ignore
@@ -223,8 +223,7 @@ def unwire(model: nn.Module) -> nn.Module:
         complete = make_wiring('complete', stage.wiring.num_nodes)
         if stage.wiring != complete or stage.node_ids[-1] != stage.wiring.num_nodes - 1:
             raise ValueError(f'{name} is not completely wired: {stage.wiring}')
-        new = isinstance(stage.entry, ConvNorm) and not hasattr(stage.entry, 'origin')
-        if new and (stage.entry.bn.weight.any() or stage.entry.bn.bias.any()):
+        if _is_new(stage.entry) and (stage.entry.bn.weight.any() or stage.entry.bn.bias.any()):
             raise ValueError(f'{name} uses a projection that the plain network does not have')
     reference = next(model.parameters())
     plain = model.plain().to(device=reference.device, dtype=reference.dtype)
@@ -326,6 +325,8 @@ def _rewire(
         for stage, (segment, spec) in enumerate(zip(graphs, specs))
     }
     for name, cut in stages.items():
+        if not any(id(segment) in built for segment in cut):
+            continue
         modules = []
         for segment in cut:
             if id(segment) in built:
@@ -388,6 +389,11 @@ def _from(name: str, module: nn.Module) -> nn.Module:
     """Mark ``module`` as what the plain network calls ``name``."""
     module.origin = name
     return module
+
+
+def _is_new(entry: nn.Module) -> bool:
+    """Whether an entry is a projection that the plain network does not have."""
+    return isinstance(entry, ConvNorm) and not hasattr(entry, 'origin')
 
 
 def _plain_names(
@@ -523,7 +529,8 @@ def create_rewired(variant: str, pretrained: bool, defaults: dict, overrides: di
 
     def build(**kwargs) -> nn.Module:
         plain = timm.create_model(base, pretrained=from_base, **kwargs)
-        network = _rewire(plain, base, dict(kwargs), **graph)
+        base_args = {k: v for k, v in kwargs.items() if k not in ('device', 'dtype')}
+        network = _rewire(plain, base, base_args, **graph)
         network.sparsity, network.sparsity_weight = sparsity, sparsity_weight
         if 'out_indices' not in options:
             feature_cfg['out_indices'] = tuple(range(len(network.feature_info)))
