@@ -18,17 +18,20 @@ import torch
 import torch.nn.functional as F
 from fvcore.nn import FlopCountAnalysis
 from timm.layers import LayerNorm2d
+from timm.models.resnet import BasicBlock, downsample_conv
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
-import timm_topo  # noqa: F401  registers the models
+import timm_topo
+from timm_topo.analysis.prune import prune
 from timm_topo.connectivity import exempt_from_weight_decay
 from timm_topo.generators import complete, random, residual
 from timm_topo.models.toponet import checkpoint_filter_fn
+from timm_topo.stages import GraphStage, graph_stages
 from timm_topo.wiring import Wiring
 
 GOLDEN = json.loads((Path(__file__).parent / 'golden' / 'complexity.json').read_text())
-MODELS = timm.list_models('*toponet*')
+MODELS = timm.list_models(module=['toponet', 'toporesnet', 'topomobilenet'])
 TINY = dict(num_nodes=(3, 4), widths=(8, 12), strides=(2, 2), stem_width=8, num_classes=5)
 
 
@@ -70,7 +73,7 @@ def complexity(name: str) -> dict:
         'input_size': list(size),
         'params': sum(parameter.numel() for parameter in model.parameters()),
         'conv_mflops': flops / 1e6,
-        'edges': [stage.wiring.num_edges for stage in model.stages],
+        'edges': [m.wiring.num_edges for m in model.modules() if isinstance(m, GraphStage)],
     }
 
 
@@ -91,7 +94,22 @@ def test_size_is_within_a_percent_of_the_paper(name):
     assert golden['conv_mflops'] / 1e3 == pytest.approx(golden['paper']['gflops'], rel=0.04)
 
 
-@pytest.mark.parametrize('name', ['toponet_adaptive', 'toponet_tiny_adaptive', 'test_toponet'])
+@pytest.mark.parametrize('name', timm.list_models('toporesnet*'))
+def test_resnets_have_the_digits_of_table_1(name):
+    golden = GOLDEN[name]
+    counted = round(golden['params'] / 1e6, 2), round(golden['conv_mflops'] / 1e3, 2)
+    assert counted == (golden['paper']['params_m'], golden['paper']['gflops'])
+    plain = GOLDEN[name.replace('toporesnet', 'resnet_cifar')]
+    assert golden['conv_mflops'] == plain['conv_mflops']
+    assert golden['params'] == plain['params'] + sum(golden['edges'])
+
+
+@pytest.mark.parametrize('name', ['topomobilenetv2_2n', 'topomobilenetv2_4n'])
+def test_mobilenets_have_the_parameters_of_table_2(name):
+    assert round(GOLDEN[name]['params'] / 1e6, 2) == GOLDEN[name]['paper']['params_m']
+
+
+@pytest.mark.parametrize('name', ['toponet_adaptive', 'toporesnet20', 'topomobilenetv2_100'])
 def test_fvcore_counts_the_same_convolutions(name):
     """One model of each size; the wiring has no part in it."""
     model = timm.create_model(name).eval()
@@ -173,6 +191,79 @@ def test_with_all_weights_one_a_stage_is_an_unrolled_residual_network(
     strides = (1, 1, 2, 2) if 'tiny' in name else (2, 2, 2, 2, 2)
     x = image(model).double()
     torch.testing.assert_close(model(x), residual_network(model, x, interval, strides))
+
+
+def residual_resnet(model: nn.Module, x: Tensor, interval: int) -> Tensor:
+    """A plain ResNet for CIFAR with the weights of ``model``; no activation behind the sums."""
+
+    def node(module: nn.Module, x: Tensor, stride: int = 1) -> Tensor:
+        return conv_bn(F.relu(x), module.conv, module.bn, stride)
+
+    x = conv_bn(x, model.stem.conv, model.stem.bn)
+    for index, stage in enumerate(model.stages):
+        stride = 2 if index else 1
+        for first in range(0, len(stage.nodes), interval):
+            branch = x
+            for i, module in enumerate(stage.nodes[first : first + interval]):
+                branch = node(module, branch, stride if first + i == 0 else 1)
+            if index and first == 0:
+                x = conv_bn(x, stage.entry.conv, stage.entry.bn, stride)
+            x = x + branch
+    return F.linear(F.relu(x).mean((2, 3)), model.head.fc.weight, model.head.fc.bias)
+
+
+@pytest.mark.parametrize('interval', [1, 2])
+def test_a_toporesnet_with_all_weights_one_is_a_resnet(randomise, interval):
+    """Interval 1: a shortcut over every convolution; 2: over two, as in the ResNet."""
+    options = {} if interval == 1 else dict(wiring=dict(name='residual', interval=2))
+    model = randomise(timm.create_model('toporesnet20', **options)).double().eval()
+    for stage in model.stages:
+        stage.connectivity.reset_parameters()
+    x = image(model).double()
+    torch.testing.assert_close(model(x), residual_resnet(model, x, interval))
+
+
+def test_a_resnet_for_cifar_is_timms_resnet_without_the_first_reductions():
+    """The same blocks as ``timm.models.ResNet`` has them, with a 3x3 stem and no pooling."""
+    torch.manual_seed(0)
+    ours = timm.create_model('resnet_cifar20').double().eval()
+    theirs, in_chs = [], 16
+    for out_chs in (16, 32, 64):
+        for _ in range(3):
+            stride, down = (1, None) if in_chs == out_chs else (2, (in_chs, out_chs, 1, 2))
+            down = down and downsample_conv(*down)
+            theirs.append(BasicBlock(in_chs, out_chs, stride=stride, downsample=down))
+            in_chs = out_chs
+    stages = nn.Sequential(*theirs).double().eval()
+    names = {
+        'conv1_kxk.conv': 'conv1', 'conv1_kxk.bn': 'bn1', 'conv2_kxk.conv': 'conv2',
+        'conv2_kxk.bn': 'bn2', 'shortcut.conv': 'downsample.0', 'shortcut.bn': 'downsample.1',
+    }  # fmt: skip
+    state = {}
+    for name, value in ours.stages.state_dict().items():
+        stage, block, rest = name.split('.', 2)
+        for old, new in names.items():
+            rest = rest.replace(old, new)
+        state[f'{3 * int(stage) + int(block)}.{rest}'] = value
+    stages.load_state_dict(state, assign=True)
+    x = image(ours).double()
+    stem = F.relu(conv_bn(x, ours.stem.conv, ours.stem.bn))
+    torch.testing.assert_close(ours.stages(ours.stem(x)), stages(stem))
+
+
+def test_a_pruned_toporesnet_is_saved_with_or_without_its_first_node(randomise, tmp_path):
+    model = randomise(timm.create_model('toporesnet20')).eval()
+    x = image(model)
+    for gone in (1, 3):
+        keep = {
+            name: torch.tensor([gone not in edge for edge in stage.wiring.edges])
+            for name, stage in graph_stages(model).items()
+        }
+        smaller, _ = prune(model, keep=keep)
+        timm_topo.save(smaller, tmp_path / 'net')
+        loaded = timm_topo.load(tmp_path / 'net').eval()
+        assert [stage.raw_entry for stage in loaded.stages] == [False, gone != 1, gone != 1]
+        torch.testing.assert_close(loaded(x), smaller(x))
 
 
 @pytest.mark.parametrize('training', [True, False])

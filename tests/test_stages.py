@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from timm_topo.connectivity import build_connectivity
+from timm_topo.connectivity import StaticConnectivity, build_connectivity
 from timm_topo.generators import complete, random, residual, sequential
-from timm_topo.nodes import SepConvEntry, SepConvNode
+from timm_topo.nodes import NODES, ConvNorm
 from timm_topo.stages import GraphStage, aggregate, aggregate_reference, graph_stage
 from timm_topo.wiring import Wiring
 
@@ -252,10 +252,12 @@ def test_maps_and_weights_that_do_not_fit_are_refused(shapes, weights, message):
 # -- GraphStage ---------------------------------------------------------------------------------
 
 
-def make_stage(wiring: Wiring, connectivity: str = 'alpha', channels: int = 4) -> GraphStage:
-    nodes = [SepConvNode(channels, channels) for _ in range(wiring.num_nodes - 2)]
+def make_stage(
+    wiring: Wiring, connectivity: str = 'alpha', channels: int = 4, node: str = 'sepconv'
+) -> GraphStage:
+    parts = NODES[node](3, channels, wiring.num_nodes - 2, stride=2, dilation=1)
     rule = build_connectivity(connectivity, wiring)
-    return GraphStage(wiring, rule, SepConvEntry(3, channels), nodes)
+    return GraphStage(wiring, rule, parts.entry, parts.nodes, parts.raw_entry)
 
 
 @settings(max_examples=25)
@@ -265,10 +267,11 @@ def make_stage(wiring: Wiring, connectivity: str = 'alpha', channels: int = 4) -
     seed=st.integers(0, 99),
     rule=st.sampled_from(['alpha', 'tanh', 'fixed']),
     training=st.booleans(),
+    node=st.sampled_from(sorted(NODES)),
 )
-def test_any_wiring_runs_as_its_edges_say(randomise, naive_stage, n, p, seed, rule, training):
+def test_any_wiring_runs_as_its_edges_say(randomise, naive_stage, n, p, seed, rule, training, node):
     torch.manual_seed(seed)
-    stage = randomise(make_stage(random(n, p, seed), rule)).double().train(training)
+    stage = randomise(make_stage(random(n, p, seed), rule, node=node)).double().train(training)
     x = torch.randn(2, 3, 6, 8, dtype=torch.float64, requires_grad=True)
     result, expected = stage(x), naive_stage(stage, x)
     torch.testing.assert_close(result, expected)
@@ -361,11 +364,18 @@ def zeroed(stage: GraphStage, edges: list[int]) -> GraphStage:
     return stage
 
 
-@settings(max_examples=20)
-@given(data=st.data(), n=st.integers(3, 6), seed=st.integers(0, 99))
-def test_selecting_edges_equals_zeroing_the_others_while_no_node_dies(randomise, data, n, seed):
+@settings(max_examples=30)
+@given(
+    data=st.data(),
+    n=st.integers(3, 6),
+    seed=st.integers(0, 99),
+    node=st.sampled_from(sorted(NODES)),
+)
+def test_selecting_edges_equals_zeroing_the_others_while_no_node_dies(
+    randomise, data, n, seed, node
+):
     torch.manual_seed(seed)
-    stage = randomise(make_stage(complete(n))).double().eval()
+    stage = randomise(make_stage(complete(n), node=node)).double().eval()
     live = {stage.wiring.edges.index((i, i + 1)) for i in range(n - 1)}
     edges = sorted(live | data.draw(st.sets(st.integers(0, stage.wiring.num_edges - 1))))
     smaller = stage.select(edges)
@@ -382,6 +392,54 @@ def test_select_drops_nodes_that_nobody_reads_without_changing_the_output(random
     assert smaller.wiring == complete(4)
     assert list(smaller.nodes) == [stage.nodes[0], stage.nodes[2]]
     torch.testing.assert_close(smaller(x), zeroed(stage, edges)(x))
+
+
+def test_the_first_node_reads_the_stage_input_until_it_goes(randomise, naive_stage):
+    stage = randomise(make_stage(complete(5), node='conv')).double().eval()
+    assert stage.raw_entry
+    assert stage.nodes[0].conv.in_channels == 3
+    x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    without = [e for e, edge in enumerate(stage.wiring.edges) if 1 not in edge]
+    smaller = stage.select(without)
+    assert (smaller.raw_entry, smaller.node_ids) == (False, [0, 2, 3, 4])
+    torch.testing.assert_close(smaller(x), zeroed(stage, without)(x))
+    again = smaller.select([e for e, edge in enumerate(smaller.wiring.edges) if 1 not in edge])
+    assert again.node_ids == [0, 3, 4], 'ids of the first stage'
+    torch.testing.assert_close(again(x), naive_stage(again, x))
+
+
+def test_an_entry_that_nobody_reads_is_not_kept(randomise):
+    stage = randomise(make_stage(complete(4), node='conv')).double().eval()
+    edges = [e for e, edge in enumerate(stage.wiring.edges) if edge[0] or edge == (0, 1)]
+    smaller = stage.select(edges)
+    assert smaller.raw_entry
+    assert not list(smaller.entry.parameters())
+    x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    torch.testing.assert_close(smaller(x), zeroed(stage, edges)(x))
+    smaller(x).sum().backward()
+    assert all(parameter.grad is not None for parameter in smaller.parameters())
+
+
+def test_an_entry_that_a_router_looks_at_is_kept():
+    class Pooled(StaticConnectivity):
+        needs_context = True
+
+        def __init__(self, wiring):
+            super().__init__(wiring)
+            self.alpha = nn.Parameter(torch.ones(wiring.num_edges))
+
+        def squash(self, alpha):
+            return alpha
+
+        def forward(self, node, context=None):
+            assert context.shape[1:] == (len(self.wiring.preds(node)), 4)
+            return super().forward(node) * context.mean(-1)
+
+    parts = NODES['conv'](3, 4, 2, stride=1, dilation=1)
+    wiring = sequential(4)
+    stage = GraphStage(wiring, Pooled(wiring), parts.entry, parts.nodes, raw_entry=True)
+    assert isinstance(stage.entry, ConvNorm)
+    stage(torch.randn(2, 3, 6, 6)).sum().backward()
 
 
 # -- GraphStage: bad input ----------------------------------------------------------------------
@@ -407,3 +465,16 @@ def test_parts_that_do_not_fit_are_refused(wiring, rule_wiring, nodes, message):
     rule = build_connectivity('alpha', rule_wiring or wiring)
     with pytest.raises(ValueError, match=message):
         GraphStage(wiring, rule, nn.Identity(), [nn.Identity() for _ in range(nodes)])
+
+
+@pytest.mark.parametrize('ids', [[0, 1, 2], [1, 2, 3, 4], [0, 2, 1, 3], [0, 1, 1, 3]])
+def test_node_ids_that_do_not_fit_are_refused(ids):
+    rule = build_connectivity('alpha', complete(4))
+    with pytest.raises(ValueError, match='needs as many node ids, ascending from 0, got'):
+        GraphStage(complete(4), rule, nn.Identity(), [nn.Identity(), nn.Identity()], node_ids=ids)
+
+
+def test_a_raw_entry_without_a_node_is_refused():
+    rule = build_connectivity('alpha', complete(2))
+    with pytest.raises(ValueError, match='has no computing node that could read the stage input'):
+        GraphStage(complete(2), rule, nn.Identity(), [], raw_entry=True)
