@@ -27,7 +27,7 @@ from timm_topo.analysis.prune import prune
 from timm_topo.connectivity import build_connectivity
 from timm_topo.data import load_dataset
 from timm_topo.models.toponet import TopoNet
-from timm_topo.stages import GraphStage
+from timm_topo.stages import GraphStage, graph_stages
 from timm_topo.training import loop
 from timm_topo.training.build import build, default_name
 from timm_topo.training.evaluate import accuracy, eval_loader, evaluate
@@ -523,6 +523,87 @@ def test_from_saved_without_a_saved_network_is_refused(argv, tmp_path):
         run(argv(*from_saved(tmp_path, 'reset')))
 
 
+# -- re-wired networks ----------------------------------------------------------------------------
+
+
+def plain_arguments(argv, *extra, model: str = 'resnetv2_cifar20') -> list[str]:
+    """A run of a model with its own sizes."""
+    args = argv()
+    at = args.index('--model-kwargs')
+    return [*args[:at], f'--model={model}', '--no-tensorboard', *map(str, extra)]
+
+
+REWIRE = ('--rewire', '--rewire-kwargs', 'sparsity=adaptive', f'sparsity_weight={LAMBDA}')
+
+
+def test_a_trained_network_is_rewired_trained_on_and_saved(argv, tmp_path):
+    plain = run(plain_arguments(argv, '--experiment', 'plain'))
+    start = ('--from-saved', plain['model'], '--from-saved-weights', 'finetune', *REWIRE)
+    result = run(plain_arguments(argv, *start, '--lr', 0))
+    assert rows(result['folder'])[0]['train_sparsity'] == pytest.approx(
+        3 * sum(n * np.log(n) for n in range(1, 5))
+    )
+    network = timm_topo.load(result['model'])
+    assert isinstance(network, timm_topo.models.Rewired)
+    assert (network.base, network.sparsity) == ('resnetv2_cifar20', 'adaptive')
+    back = timm_topo.unwire(network).state_dict()
+    for name, value in timm_topo.load(plain['model']).state_dict().items():
+        if 'running' not in name and 'num_batches' not in name:  # those move at rate 0 too
+            assert torch.equal(back[name], value), name
+    learned = run(plain_arguments(argv, *start, '--experiment', 'learned'))
+    for stage in graph_stages(timm_topo.load(learned['model'])).values():
+        assert (stage.connectivity.alpha != 1).any()
+
+
+def test_a_rewired_run_resumes_bit_for_bit(argv, monkeypatch):
+    options = plain_arguments(argv, *REWIRE, '--epochs', 2, '--model-ema', '--hflip', 0.5)
+    straight = run([*options, '--experiment=straight'])
+    with monkeypatch.context() as patch:
+        stop_at_batch(patch, 5)
+        with pytest.raises(KeyboardInterrupt):
+            run(options)
+    resumed = run([*options, '--resume=auto'])
+    assert timeless(resumed['folder']) == timeless(straight['folder'])
+    assert_same_weights(
+        timm_topo.load(resumed['model']).state_dict(),
+        timm_topo.load(straight['model']).state_dict(),
+    )
+
+
+def test_the_checkpoint_of_the_plain_network_starts_a_rewired_one(argv, tmp_path, recwarn):
+    torch.manual_seed(1)
+    plain = timm.create_model('resnetv2_cifar20', num_classes=3)
+    torch.save({'state_dict': plain.state_dict()}, tmp_path / 'plain.pth.tar')
+    start = ('--initial-checkpoint', tmp_path / 'plain.pth.tar', *REWIRE)
+    run_ = built(plain_arguments(argv, *start))
+    names = run_.model.plain_names()
+    state = plain.state_dict()
+    assert all(
+        torch.equal(value, state[names[own]])
+        for own, value in run_.model.state_dict().items()
+        if names[own]
+    )
+
+
+def test_what_cannot_be_rewired_exactly_needs_consent_in_training_too(argv):
+    with pytest.raises(ValueError, match=r'resnet_cifar20 cannot be re-wired exactly.*exact=False'):
+        built(plain_arguments(argv, *REWIRE, model='resnet_cifar20'))
+    options = ('--rewire', 'tanh', '--rewire-kwargs', 'exact=False')
+    with pytest.warns(UserWarning, match='resnet_cifar20 re-wired is another function'):
+        run_ = built(plain_arguments(argv, *options, model='resnet_cifar20'))
+    rules = {type(stage.connectivity).__name__ for stage in graph_stages(run_.model).values()}
+    assert rules == {'TanhConnectivity'}
+
+
+def test_options_of_rewire_need_rewire_and_exist(argv):
+    with pytest.raises(ValueError, match=r'--rewire-kwargs .*sparsity.* need --rewire'):
+        built(plain_arguments(argv, '--rewire-kwargs', 'sparsity=adaptive'))
+    with pytest.raises(TypeError, match="unexpected keyword argument 'sparse'"):
+        built(plain_arguments(argv, '--rewire', '--rewire-kwargs', 'sparse=True'))
+    with pytest.raises(ValueError, match='test_toponet is a TopoNet, which cannot be re-wired'):
+        built(argv('--rewire'))
+
+
 # -- the same step in different ways --------------------------------------------------------------
 
 
@@ -728,6 +809,7 @@ def test_the_cifar_configuration_divides_the_rate_by_five_at_60_120_and_160():
         (['--model', 'resnet18', '--dataset', 'torch/cifar10'], 'resnet18-torch_cifar10'),
         (['--dataset', '', '--data-dir', '/data/birds'], 'toponet_tiny_adaptive-birds'),
         (['--from-saved', 'output/small'], 'small-digits'),
+        (['--model', 'resnetv2_18', '--rewire'], 'resnetv2_18-rewired-digits'),
     ],
 )
 def test_an_experiment_without_a_name_is_called_after_model_and_data(argv, name):
