@@ -1,7 +1,8 @@
 """Networks, a table of variants each, and their timm entry points."""
 
 from . import topomobilenet
-from .rewired import Rewired, rewire, unwire
+from .families import Rewired
+from .rewired import rewire, unwire
 from .toponet import TopoNet
 from .toporesnet import ResNetCifar, ResNetV2Cifar
 

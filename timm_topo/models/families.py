@@ -1,0 +1,152 @@
+"""The families of timm that can be re-wired, and what a re-wired network can do."""
+
+import math
+from collections.abc import Iterator
+
+import timm
+import torch
+from timm.models import (
+    ByobNet,
+    ConvNeXt,
+    EfficientNet,
+    MobileNetV3,
+    RegNet,
+    ResNet,
+    ResNetV2,
+    group_parameters,
+)
+from torch import nn
+
+from ..nodes import ConvNorm
+from ..stages import GraphStage, graph_stages
+from .base import GraphNet
+
+__all__ = ['FAMILIES', 'Rewired', 'is_new', 'reset_projection']
+
+
+class Rewired(GraphNet):
+    """Mixin for a network of timm with graph stages; made by :func:`rewire`.
+
+    Everything of the timm class stays: ``forward_features``, ``forward_intermediates``,
+    ``reset_classifier`` and so on. ``load_state_dict`` takes state dicts of the plain network too.
+
+    Attributes:
+        base: timm name of the plain network.
+        base_args: Options it was created with.
+        linear: Whether nothing but sums stands between the nodes of a stage, as it does not in
+            families with an activation behind the residual sum.
+    """
+
+    base = ''
+    base_args = None
+    linear = True
+
+    @torch.jit.ignore
+    def plain(self) -> nn.Module:
+        """The plain network of timm, freshly initialised, with this network's classes."""
+        args = {**self.base_args, 'num_classes': self.num_classes}
+        return timm.create_model(self.base, **args)
+
+    @torch.jit.ignore
+    def plain_names(self) -> dict[str, str | None]:
+        """Name in the plain network's state dict for every name here; None for what is new."""
+        return dict(_plain_names(self, '', ''))
+
+    @torch.jit.ignore
+    def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):
+        """Load weights of this network, or of the plain one.
+
+        From the plain network's weights come all but edge weights and added projections, which
+        stay as they are.
+        """
+        names = self.plain_names()
+        moved = {plain: own for own, plain in names.items() if plain and plain != own}
+        if moved.keys() & state_dict.keys() and not set(moved.values()) & state_dict.keys():
+            own = {name: value for name, value in self.state_dict().items() if not names[name]}
+            own.update((moved.get(name, name), value) for name, value in state_dict.items())
+            state_dict = own
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+    @torch.jit.ignore
+    def init_weights(self) -> None:
+        """Fresh weights: timm's own for what is timm's, initial edge weights and projections."""
+        plain = self.plain().state_dict()
+        names = self.plain_names()
+        self.load_state_dict({own: plain[name] for own, name in names.items() if name}, False)
+        for stage in graph_stages(self).values():
+            stage.connectivity.reset_parameters()
+            if is_new(stage.entry):
+                reset_projection(stage.entry)
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False):
+        """Parameter groups as in the plain network; edge weights go with the stage's first."""
+        names = self.plain_names()
+        with torch.device('meta'):
+            plain = self.plain()
+        layers = group_parameters(plain, plain.group_matcher(coarse), reverse=True)
+        order = {own: layers[plain] for own, plain in names.items() if plain in layers}
+        for prefix in graph_stages(self):
+            inside = [n for own, n in order.items() if own.startswith(f'{prefix}.')]
+            order.update((own, min(inside)) for own in names if own.startswith(f'{prefix}.')
+                         and own not in order)  # fmt: skip
+        return lambda name: order.get(name, math.inf)
+
+
+class RewiredByobNet(Rewired, ByobNet):
+    """ByobNet with graph stages."""
+
+
+class RewiredConvNeXt(Rewired, ConvNeXt):
+    """ConvNeXt with graph stages."""
+
+
+class RewiredEfficientNet(Rewired, EfficientNet):
+    """EfficientNet, MobileNetV2, MNASNet... with graph stages."""
+
+
+class RewiredMobileNetV3(Rewired, MobileNetV3):
+    """MobileNetV3, MobileNetV4... with graph stages."""
+
+
+class RewiredRegNet(Rewired, RegNet):
+    """RegNet with graph stages."""
+
+
+class RewiredResNet(Rewired, ResNet):
+    """ResNet with graph stages."""
+
+
+class RewiredResNetV2(Rewired, ResNetV2):
+    """Pre-activation ResNet with graph stages."""
+
+
+#: The families of timm that can be re-wired. A new one is a class above, and its block, if new, a
+#: row in ``nodes/residual.py``.
+FAMILIES = {cls.__mro__[3]: cls for cls in Rewired.__subclasses__()}
+
+
+def is_new(entry: nn.Module) -> bool:
+    """Whether an entry is a projection that the plain network does not have."""
+    return isinstance(entry, ConvNorm) and not hasattr(entry, 'origin')
+
+
+@torch.no_grad()
+def reset_projection(projection: ConvNorm) -> None:
+    nn.init.kaiming_normal_(projection.conv.weight, mode='fan_out', nonlinearity='relu')
+    projection.bn.reset_parameters()
+    nn.init.zeros_(projection.bn.weight)  # adds nothing at first
+
+
+def _plain_names(
+    module: nn.Module, own: str, plain: str | None
+) -> Iterator[tuple[str, str | None]]:
+    if isinstance(module, GraphStage):
+        plain = None  # what is not marked inside is new
+    plain = f'{module.origin}.' if hasattr(module, 'origin') else plain
+    buffers = [key for key in module._buffers if key not in module._non_persistent_buffers_set]
+    for key in [*module._parameters, *buffers]:
+        if getattr(module, key) is not None:
+            yield own + key, None if plain is None else plain + key
+    for key, child in module.named_children():
+        yield from _plain_names(child, f'{own}{key}.', None if plain is None else f'{plain}{key}.')

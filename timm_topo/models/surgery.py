@@ -1,0 +1,226 @@
+"""Taking the residual stages of a timm network apart and putting them together as graphs."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ..connectivity import build_connectivity
+from ..generators import make_wiring
+from ..nodes import ConvNorm
+from ..nodes.residual import Residual, block_name, known_blocks, take_apart
+from ..stages import GraphStage
+from .base import GraphNet
+from .families import FAMILIES, reset_projection
+
+__all__ = ['rewire_stages']
+
+
+@dataclass(frozen=True)
+class _Block:
+    """One module of a stage.
+
+    Attributes:
+        name: Its name in the plain network.
+        module: The module.
+        parts: The same, taken apart; None where it is no known residual block.
+    """
+
+    name: str
+    module: nn.Module
+    parts: Residual | None
+
+    @property
+    def has_identity(self) -> bool:
+        return self.parts is not None and isinstance(self.parts.shortcut, nn.Identity)
+
+    def own(self, part: nn.Module | None) -> nn.Module | None:
+        """A direct child of the module, marked with its name in the plain network."""
+        if part is None:
+            return None
+        child = next(name for name, m in self.module.named_children() if m is part)
+        return _from(f'{self.name}.{child}', part)
+
+
+def rewire_stages(
+    model: nn.Module,
+    base: str,
+    base_args: dict,
+    connectivity,
+    wiring,
+    projection: bool,
+    exact: bool,
+    node_ids: Sequence[Sequence[int]] | None = None,
+) -> nn.Module:
+    """Rewire ``model``, which ``base`` and ``base_args`` describe, in place.
+
+    The blocks of a stage are cut into segments, each a block without identity shortcut and the
+    identity blocks behind it; a segment is one graph. For the other arguments see
+    :func:`timm_topo.models.rewired.rewire`; ``node_ids`` are, per graph, those that pruning left.
+    """
+    family = next((FAMILIES[cls] for cls in type(model).__mro__ if cls in FAMILIES), None)
+    if isinstance(model, GraphNet) or family is None:
+        raise ValueError(
+            f'{base} is a {type(model).__name__}, which cannot be re-wired; supported: '
+            f'{", ".join(sorted(cls.__name__ for cls in FAMILIES))}'
+        )
+    stages = {name: _segments(name, module) for name, module in _containers(model).items()}
+    graphs = [s for segments in stages.values() for s in segments if _is_graph(s, projection)]
+    if not graphs:
+        raise ValueError(
+            f'{base} has no residual stage of known blocks; known: {", ".join(known_blocks())}'
+        )
+    activation = _activation_between(graphs)
+    if exact and activation:
+        raise ValueError(
+            f'{base} cannot be re-wired exactly: {activation} follows its residual sums; '
+            'exact=False re-wires it all the same and measures the difference'
+        )
+    per_graph = zip(
+        _per_graph('wiring', wiring, graphs),
+        _per_graph('connectivity', connectivity, graphs),
+        _per_graph('node_ids', None if node_ids is None else list(node_ids), graphs),
+    )
+    built = {
+        segment[0].name: _build(segment, stage, projection, *options)
+        for stage, (segment, options) in enumerate(zip(graphs, per_graph))
+    }
+    for name, segments in stages.items():
+        if not any(segment[0].name in built for segment in segments):
+            continue
+        modules = []
+        for segment in segments:
+            as_it_is = [_from(block.name, block.module) for block in segment]
+            modules += built.get(segment[0].name, as_it_is)
+        stage = modules[0] if len(modules) == 1 else nn.Sequential(*modules)
+        parent, _, leaf = name.rpartition('.')
+        setattr(model.get_submodule(parent), leaf, stage.train(model.training))
+    model.__class__ = family
+    model.base, model.base_args, model.linear = base, base_args, activation is None
+    return model
+
+
+def _containers(model: nn.Module) -> dict[str, nn.Module]:
+    """Modules that run residual blocks one after the other, by name."""
+    found = {}
+    for name, module in model.named_modules():
+        if any(name.startswith(f'{outer}.') for outer in found):
+            continue
+        in_order = isinstance(module, nn.Sequential) or block_name(module) == 'regnet.RegStage'
+        if in_order and any(take_apart(child) is not None for child in module.children()):
+            found[name] = module
+    return found
+
+
+def _segments(name: str, container: nn.Module) -> list[list[_Block]]:
+    """Cut the blocks of a stage before every block that has no identity shortcut."""
+    segments = []
+    for child_name, child in container.named_children():
+        block = _Block(f'{name}.{child_name}', child, take_apart(child))
+        if not block.has_identity or not segments:
+            segments.append([])
+        segments[-1].append(block)
+    return segments
+
+
+def _is_graph(segment: list[_Block], projection: bool) -> bool:
+    first = segment[0].parts
+    if len(segment) > 1 or (first is not None and first.shortcut is not None):
+        return True
+    return projection and _takes_projection(segment[0])
+
+
+def _takes_projection(block: _Block) -> bool:
+    """Whether it is a residual branch without a shortcut; a mere convolution is not."""
+    if block.parts is None or block.parts.shortcut is not None:
+        return False
+    return not block_name(block.module).endswith('.ConvBnAct')
+
+
+def _activation_between(graphs: list[list[_Block]]) -> str | None:
+    """Name of the activation that stands between the sums of a stage, if any."""
+    for segment in graphs:
+        acts = [block.parts.act for block in segment if block.parts is not None]
+        if len(acts) > 1 and acts[0] is not None:
+            return type(acts[0]).__name__
+    return None
+
+
+def _build(
+    segment: list[_Block], stage: int, projection: bool, wiring, connectivity, node_ids
+) -> list[nn.Module]:
+    """The graph of a segment, between the norm and the activation that belong to it."""
+    first, blocks, norm, raw = segment[0], segment, None, False
+    if first.has_identity:
+        entry = nn.Identity()
+    elif first.parts is not None and first.parts.shortcut is not None:
+        entry, norm, raw = first.own(first.parts.shortcut), first.own(first.parts.norm), True
+    elif projection and _takes_projection(first):
+        entry, raw = _projection(first.parts.branch), True
+    else:  # the first block as a whole makes x_0
+        entry, blocks = _from(first.name, first.module), segment[1:]
+    nodes, act = [], None
+    for block in blocks:
+        branch = _from(block.name, block.parts.branch)
+        # what the stage reads is activated already, what its sums yield is not
+        nodes.append(branch if act is None else nn.Sequential(act, branch))
+        act = block.own(block.parts.act)
+    last = len(nodes) + 1
+    ids = list(range(last + 1) if node_ids is None else node_ids)
+    if not set(ids) <= set(range(last + 1)) or not {0, last} <= set(ids):
+        raise ValueError(f'{first.name}: nodes {ids} are not 0, {last} and some in between')
+    reference = next(first.module.parameters())
+    dd = {'device': reference.device, 'dtype': reference.dtype}
+    try:
+        graph = make_wiring(wiring, len(ids), stage)
+        _, channels, _ = _shape(segment[-1].module)
+        graph_stage = GraphStage(
+            graph,
+            build_connectivity(connectivity, graph, channels, **dd),
+            entry,
+            [nodes[i - 1] for i in ids[1:-1]],
+            raw_entry=raw and 1 in ids and last > 1,
+            node_ids=ids,
+        )
+    except ValueError as error:
+        raise ValueError(
+            f'the stage that starts with {first.name} has {len(nodes)} nodes between input and '
+            f'output: {error}'
+        ) from None
+    return [module for module in (norm, graph_stage, act) if module is not None]
+
+
+def _from(name: str, module: nn.Module) -> nn.Module:
+    """Mark ``module`` as what the plain network calls ``name``."""
+    module.origin = name
+    return module
+
+
+def _per_graph(name: str, value, graphs: Sequence) -> list:
+    if not isinstance(value, (list, tuple)):
+        return [value] * len(graphs)
+    if len(value) != len(graphs):
+        raise ValueError(f'{name} has {len(value)} entries for {len(graphs)} stages: {value}')
+    return list(value)
+
+
+def _shape(module: nn.Module) -> tuple[int, int, int]:
+    """Input channels, output channels and stride of a block, from a run without data."""
+    in_chs = next(m.in_channels for m in module.modules() if isinstance(m, nn.Conv2d))
+    ghost = copy.deepcopy(module).to('meta').eval()
+    dtype = next(ghost.parameters()).dtype
+    output = ghost(torch.empty(1, in_chs, 64, 64, device='meta', dtype=dtype))
+    return in_chs, output.shape[1], 64 // output.shape[2]
+
+
+def _projection(branch: nn.Module) -> ConvNorm:
+    """x_0 = BN(conv1x1(x)) beside a branch, adding nothing at first."""
+    reference = next(branch.parameters())
+    in_chs, out_chs, stride = _shape(branch)
+    projection = ConvNorm(
+        in_chs, out_chs, 1, stride, device=reference.device, dtype=reference.dtype
+    )
+    reset_projection(projection)
+    return projection
