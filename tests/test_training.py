@@ -538,7 +538,7 @@ REWIRE = ('--rewire', '--rewire-kwargs', 'sparsity=adaptive', f'sparsity_weight=
 
 def test_a_trained_network_is_rewired_trained_on_and_saved(argv, tmp_path):
     plain = run(plain_arguments(argv, '--experiment', 'plain'))
-    start = ('--from-saved', plain['model'], '--from-saved-weights', 'finetune', *REWIRE)
+    start = ('--from-saved', plain['model'], *REWIRE)
     result = run(plain_arguments(argv, *start, '--lr', 0))
     assert rows(result['folder'])[0]['train_sparsity'] == pytest.approx(
         3 * sum(n * np.log(n) for n in range(1, 5))
@@ -593,6 +593,15 @@ def test_what_cannot_be_rewired_exactly_needs_consent_in_training_too(argv):
         run_ = built(plain_arguments(argv, *options, model='resnet_cifar20'))
     rules = {type(stage.connectivity).__name__ for stage in graph_stages(run_.model).values()}
     assert rules == {'TanhConnectivity'}
+
+
+def test_a_rewired_saved_network_can_be_trained_from_scratch_too(argv):
+    plain = run(plain_arguments(argv, '--experiment', 'plain'))
+    start = ('--from-saved', plain['model'], '--from-saved-weights', 'reset', *REWIRE, '--lr', 0)
+    network = timm_topo.load(run(plain_arguments(argv, *start))['model'])
+    assert isinstance(network, timm_topo.models.Rewired)
+    kernel = timm_topo.load(plain['model']).stem.conv.weight
+    assert not torch.equal(network.stem.conv.weight, kernel)
 
 
 def test_options_of_rewire_need_rewire_and_exist(argv):

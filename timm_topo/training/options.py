@@ -62,8 +62,9 @@ def _model(parser):
         help='train the saved (pruned) network in FOLDER instead of --model',
     )  # fmt: skip
     group.add_argument(
-        '--from-saved-weights', default='reset', choices=('reset', 'keep', 'frozen', 'finetune'),
-        help='retrain from scratch with edge weights reset, kept or frozen, or finetune everything',
+        '--from-saved-weights', choices=('reset', 'keep', 'frozen', 'finetune'),
+        help='retrain from scratch with edge weights reset, kept or frozen, or finetune everything '
+        '(default: reset; with --rewire finetune)',
     )  # fmt: skip
 
 
@@ -165,6 +166,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.dataset is None:
         args.dataset = '' if args.data_dir else 'digits'
+    if args.from_saved_weights is None:
+        args.from_saved_weights = 'reset' if args.rewire is None else 'finetune'
     for name in ('batch_size', 'grad_accum_steps', 'epochs', 'log_interval', 'checkpoint_hist'):
         if (getattr(args, name) or 0) < 1:
             parser.error(f'--{name.replace("_", "-")} must be at least 1')
