@@ -434,12 +434,17 @@ def test_edge_weights_stay_as_they_are_when_plain_weights_load():
 
 def test_a_state_dict_of_another_architecture_is_refused():
     network = rewire(plain('resnetv2_18'))
-    with pytest.raises(RuntimeError, match='stages'):
+    with pytest.raises(RuntimeError, match=r'neither the re-wired nor the plain resnetv2_18.*'
+                       r'missing \(such as head.* unexpected \(such as blocks'):  # fmt: skip
         network.load_state_dict(plain('mobilenetv2_050').state_dict())
     incomplete = plain('resnetv2_18').state_dict()
     del incomplete['stages.1.blocks.1.conv1.weight']
-    with pytest.raises(RuntimeError, match=r'Missing key.*stages\.1\.blocks\.1\.nodes\.1'):
+    missing = r'1 tensors missing \(such as stages\.1\.blocks\.1\.nodes\.1\.conv1\.weight\)$'
+    with pytest.raises(RuntimeError, match=missing):
         network.load_state_dict(incomplete)
+    wider = plain('resnetv2_18', num_classes=6).state_dict()
+    with pytest.raises(RuntimeError, match=r'2 tensors of another shape \(such as head\.fc\.bias'):
+        network.load_state_dict(wider)
 
 
 @pytest.mark.parametrize('kind', ['pth.tar', 'safetensors', 'checkpoint_path'])

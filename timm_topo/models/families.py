@@ -58,6 +58,9 @@ class Rewired(GraphNet):
 
         From the plain network's weights come all but edge weights and added projections, which
         stay as they are.
+
+        Raises:
+            RuntimeError: The weights are of another network; says how many do not fit.
         """
         names = self.plain_names()
         moved = {plain: own for own, plain in names.items() if plain and plain != own}
@@ -65,7 +68,25 @@ class Rewired(GraphNet):
             own = {name: value for name, value in self.state_dict().items() if not names[name]}
             own.update((moved.get(name, name), value) for name, value in state_dict.items())
             state_dict = own
-        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+        try:
+            return super().load_state_dict(state_dict, strict=strict, assign=assign)
+        except RuntimeError as error:
+            raise RuntimeError(self._misfit(state_dict)) from error
+
+    def _misfit(self, state_dict) -> str:
+        own = self.state_dict()
+        kinds = {
+            'missing': own.keys() - state_dict.keys(),
+            'unexpected': state_dict.keys() - own.keys(),
+            'of another shape': {
+                n for n in own.keys() & state_dict.keys() if own[n].shape != state_dict[n].shape
+            },
+        }
+        told = [f'{len(n)} tensors {kind} (such as {min(n)})' for kind, n in kinds.items() if n]
+        return (
+            f'this state_dict fits neither the re-wired nor the plain {self.base}, which has '
+            f'{len(own)} tensors: {", ".join(told)}'
+        )
 
     @torch.jit.ignore
     def init_weights(self) -> None:
