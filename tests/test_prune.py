@@ -225,6 +225,29 @@ def test_masked_edges_count_as_zero_whatever_the_rule(case):
 
 
 @FEW
+@given(wirings(), wirings(), st.integers(0, 99), st.floats(0, 0.99))
+def test_relative_pruning_leaves_every_node_its_strongest_in_edge(first, second, seed, threshold):
+    """So no stage is cut in two, and what goes is what the ratios within a node say."""
+    model = network((first, second), ('alpha', 'tanh'), seed)
+    keep = edge_mask(model, threshold=threshold, relative=True)
+    for name, stage in graph_stages(model).items():
+        weights = stage.connectivity.edge_weights().abs().tolist()
+        for node in range(1, stage.wiring.num_nodes):
+            inside = [e for e, (_, t) in enumerate(stage.wiring.edges) if t == node]
+            strongest = max(weights[e] for e in inside)
+            assume(strongest > 1e-6)  # exact zeros among them are the other tests' subject
+            assert [bool(keep[name][e]) for e in inside] == [
+                weights[e] / strongest > threshold for e in inside
+            ]
+            assert any(keep[name][e] for e in inside)
+    pruned, report = prune(model, threshold=threshold, probe=images(1), relative=True)
+    assert report.cutoff is None or report.cutoff <= threshold
+    assert not any(stage.starved for stage in report.stages)
+    by_mask, _ = prune(model, keep=keep, probe=images(1))
+    torch.testing.assert_close(pruned(images()), by_mask(images()))
+
+
+@FEW
 @given(wirings(), wirings(), st.integers(0, 99), st.data())
 def test_pruning_twice_is_pruning_once_with_both_masks(first, second, seed, data):
     model = network((first, second), ('alpha', 'tanh'), seed)
@@ -442,7 +465,7 @@ def test_threshold_or_fraction_but_not_both_and_not_none():
         prune(model, threshold=0.1, fraction=0.1)
 
 
-@pytest.mark.parametrize('other', [{'threshold': 0.1}, {'fraction': 0.1}])
+@pytest.mark.parametrize('other', [{'threshold': 0.1}, {'fraction': 0.1}, {'relative': True}])
 def test_masks_exclude_threshold_and_fraction(other):
     model = network((complete(3),) * 2)
     with pytest.raises(ValueError, match='give keep, or threshold, or fraction'):

@@ -23,6 +23,10 @@ def parse_args() -> argparse.Namespace:
     amount = parser.add_mutually_exclusive_group(required=True)
     amount.add_argument('--threshold', type=float, help='remove edges with |weight| <= this')
     amount.add_argument('--fraction', type=float, help='remove this share of all edges')
+    parser.add_argument(
+        '--relative', action='store_true',
+        help="judge an edge by its share of its node's strongest in-edge",
+    )  # fmt: skip
     parser.add_argument('-o', '--output', required=True, metavar='FOLDER')
     parser.add_argument('--dataset', metavar='NAME', help='as for tools/train.py')
     parser.add_argument('--data-dir', metavar='DIR')
@@ -45,7 +49,7 @@ def main(args: argparse.Namespace) -> None:
     data = None
     if args.dataset:
         data = load_dataset(args.dataset, args.data_dir, args.val_split, mode)
-    pruned, report = prune(model, args.threshold, args.fraction)
+    pruned, report = prune(model, args.threshold, args.fraction, relative=args.relative)
     print(report)
     if args.recalibrate:
         train = load_dataset(args.dataset, args.data_dir, args.train_split, mode)

@@ -63,7 +63,8 @@ class PruneReport:
     """What pruning did.
 
     Attributes:
-        cutoff: Edges with ``|weight| <= cutoff`` were removed; None if none was.
+        cutoff: Edges with ``|weight| <= cutoff`` (relative weight, where asked) were removed; None
+            if none was.
         stages: One entry per stage.
         parameters: Number of parameters before and after.
         difference: Largest absolute difference between the outputs of the pruned network and of
@@ -137,7 +138,10 @@ def relative_weights(wiring: Wiring, weights: Tensor) -> Tensor:
 
 
 def edge_mask(
-    model: nn.Module, threshold: float | None = None, fraction: float | None = None
+    model: nn.Module,
+    threshold: float | None = None,
+    fraction: float | None = None,
+    relative: bool = False,
 ) -> dict[str, Tensor]:
     """Which edges stay, as booleans ``(E,)`` by stage name.
 
@@ -146,6 +150,8 @@ def edge_mask(
         threshold: Edges with ``|weight| <= threshold`` go; 0 removes exact zeros.
         fraction: Instead, this share of all edges goes, the weakest first (rounded to the nearest
             number of edges; of equal weights the earlier goes first).
+        relative: Whether to judge edges by :func:`relative_weights`. A node's strongest in-edge
+            counts 1 then and goes last, so that stages are hardly ever cut in two.
 
     Raises:
         ValueError: Not exactly one of the two, a threshold that is negative or not finite, or a
@@ -153,7 +159,7 @@ def edge_mask(
     """
     if (threshold is None) == (fraction is None):
         raise ValueError(f'give threshold or fraction, got {threshold=} and {fraction=}')
-    magnitudes = {name: weights.abs() for name, weights in edge_weights(model).items()}
+    magnitudes = _magnitudes(model, relative)
     if threshold is not None:
         if not (math.isfinite(threshold) and threshold >= 0):
             raise ValueError(f'threshold must be finite and >= 0, got {threshold}')
@@ -164,6 +170,14 @@ def edge_mask(
     keep = torch.ones_like(flat, dtype=torch.bool)
     keep[flat.argsort(stable=True)[: round(fraction * len(flat))]] = False
     return dict(zip(magnitudes, keep.split([len(m) for m in magnitudes.values()])))
+
+
+def _magnitudes(model: nn.Module, relative: bool) -> dict[str, Tensor]:
+    magnitudes = {name: weights.abs() for name, weights in edge_weights(model).items()}
+    if relative:
+        stages = graph_stages(model)
+        magnitudes = {n: relative_weights(stages[n].wiring, m) for n, m in magnitudes.items()}
+    return magnitudes
 
 
 @contextmanager
@@ -198,6 +212,7 @@ def prune(
     fraction: float | None = None,
     keep: dict[str, Tensor] | None = None,
     probe: Tensor | None = None,
+    relative: bool = False,
 ) -> tuple[nn.Module, PruneReport]:
     """A smaller copy of ``model`` without its weak edges and the nodes that die with them.
 
@@ -208,6 +223,7 @@ def prune(
         keep: Instead of both, booleans ``(E,)`` by stage name.
         probe: Images ``(B, C, H, W)`` on which the difference is measured; by default two of
             Gaussian noise in the model's input size.
+        relative: See :func:`edge_mask`.
 
     Returns:
         The pruned copy and the report.
@@ -217,12 +233,11 @@ def prune(
         ValueError: Bad threshold, fraction or mask.
     """
     if keep is None:
-        keep = edge_mask(model, threshold, fraction)
-    elif threshold is not None or fraction is not None:
+        keep = edge_mask(model, threshold, fraction, relative)
+    elif threshold is not None or fraction is not None or relative:
         raise ValueError('give keep, or threshold, or fraction: not several of them')
     _check_masks(model, keep)
-    weights = edge_weights(model)
-    gone = [w.abs()[~keep[name]] for name, w in weights.items()]
+    gone = [m[~keep[name]] for name, m in _magnitudes(model, relative).items()]
     cutoff = max((g.max().item() for g in gone if len(g)), default=None)
     smaller = copy.deepcopy(model)
     cuts = []

@@ -2,7 +2,8 @@
 
 ``mobilenetv2_{k}n`` repeats the blocks of MobileNetV2-1.0 k times per stage; plain 1N is timm's
 ``mobilenetv2_100``. ``topomobilenetv2_...`` are the same blocks in complete graphs with learned
-edge weights; every stage has the paper's input projection.
+edge weights; every stage has the paper's input projection, whose BN scale starts at zero (ours), so
+that untrained they compute what the plain network does.
 """
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
