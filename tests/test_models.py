@@ -423,8 +423,16 @@ def test_topology_rebuilds_the_model():
         (dict(output_stride=4), ValueError, 'output_stride must be 8, 16 or 32, got 4'),
         (dict(output_stride=64), ValueError, 'output_stride must be 8, 16 or 32, got 64'),
         (dict(sparsity='l2'), ValueError, "unknown sparsity 'l2'; known: none, uniform, adaptive"),
-        (dict(sparsity_weight=-1e-4), ValueError, r'sparsity_weight must be >= 0, got -0\.0001'),
-        (dict(sparsity_weight=float('nan')), ValueError, 'sparsity_weight must be >= 0, got nan'),
+        (
+            dict(sparsity_weight=-1e-4),
+            ValueError,
+            r'must be finite and >= 0, got -0\.0001',
+        ),
+        (
+            dict(sparsity_weight=float('nan')),
+            ValueError,
+            'sparsity_weight must be finite and >= 0',
+        ),
         (dict(wiring='compleet'), ValueError, "unknown wiring 'compleet'; known: complete"),
         (
             dict(wiring=dict(name='random', p=0.5, q=1)),

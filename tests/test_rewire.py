@@ -1,12 +1,16 @@
 """Re-wired timm networks against the untouched ones, which are the reference throughout."""
 
 import copy
+import dataclasses
+import pickle
+import re
 import warnings
 
 import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from timm.layers import convert_sync_batchnorm, freeze_batch_norm_2d
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
@@ -17,7 +21,7 @@ from timm_topo.analysis.export import export_onnx
 from timm_topo.analysis.prune import DisconnectedError, prune, retrainable
 from timm_topo.generators import complete
 from timm_topo.models import Rewired
-from timm_topo.models.families import FAMILIES
+from timm_topo.models.families import FAMILIES, rewired_class
 from timm_topo.nodes import residual as blocks
 from timm_topo.stages import graph_stages
 from timm_topo.wiring import Wiring
@@ -35,6 +39,8 @@ LINEAR = {
     'resnetv2_50d_gn': {'layers': [2, 1, 1, 3]},
     'resnetv2_cifar20': {},
     'regnetz_005': {},
+    'mixnet_s': {},  # kernels of several sizes in one convolution
+    'fbnetv3_b': {},  # several graphs in one of timm's stages
     'resnet_cifar20': {'block_kwargs': {'linear_out': True}},
 }
 #: And of those where an activation follows the sum.
@@ -215,6 +221,7 @@ def test_an_activation_behind_the_sum_needs_consent_and_is_measured(name):
         rewire(model)
     with pytest.warns(UserWarning, match='is another function: outputs differ by') as caught:
         network = rewire(model, exact=False)
+    assert caught[0].filename == __file__, 'the line of the caller'
     told = float(str(caught[0].message).split('differ by up to ')[1].split()[0])
     noise = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)).double()
     measured = (model(noise) - network(noise)).abs().max().item()
@@ -263,8 +270,11 @@ def test_stages_of_one_block_have_no_activation_between():
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        (dict(connectivity='tanh'), r'edge weights of blocks\.1 start at 0\.5, not at 1'),
-        (dict(wiring='sequential'), r'the wiring of blocks\.1 is not complete'),
+        (dict(connectivity='tanh'), r'blocks\.1 has edge weights other than 1, such as 0\.5'),
+        (
+            dict(wiring='sequential'),
+            r'blocks\.1 has a wiring other than the complete one',
+        ),
     ],
 )
 def test_rules_and_wirings_that_change_the_function_need_consent(options, message):
@@ -273,6 +283,152 @@ def test_rules_and_wirings_that_change_the_function_need_consent(options, messag
         rewire(model, **options)
     with pytest.warns(UserWarning, match='mobilenetv2_050 re-wired is another function'):
         rewire(model, exact=False, **options)
+
+
+def test_nothing_is_told_where_nothing_changes():
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        rewire(plain('resnetv2_18'), exact=False)
+
+
+def test_a_fresh_network_whose_branches_are_zero_hides_no_difference(monkeypatch):
+    """Zero scales at the end of every branch: any wiring computes the same, but not for long."""
+    fresh = timm.create_model('resnet_cifar20')
+    with pytest.warns(UserWarning, match=r'by up to 0 .*, as long as its branches are zero'):
+        rewire(fresh, exact=False)
+    wrong = timm.create_model('resnetv2_cifar20')
+    assert not wrong.stages[0].blocks[0].norm2.bias.any()
+    name = 'resnetv2.PreActBasic'
+    row = blocks._ANATOMY[name]
+    monkeypatch.setattr(blocks, '_check_children', lambda *args: None)
+    monkeypatch.setitem(
+        blocks._ANATOMY, name, dataclasses.replace(row, branch=('norm1', 'conv1', 'conv2'))
+    )
+    with pytest.raises(RuntimeError, match='should be the same function, but outputs differ'):
+        rewire(wrong)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_half_precision_is_compared_as_strictly(monkeypatch, dtype):
+    assert rewire(plain('mobilenetv2_050').to(dtype)).conv_stem.weight.dtype == dtype
+    name = '_efficientnet_blocks.InvertedResidual'
+    row = blocks._ANATOMY[name]
+    monkeypatch.setattr(blocks, '_check_children', lambda *args: None)
+    branch = tuple(part for part in row.branch if part != 'bn3')
+    monkeypatch.setitem(blocks._ANATOMY, name, dataclasses.replace(row, branch=branch))
+    with pytest.raises(RuntimeError, match='should be the same function, but outputs differ'):
+        rewire(plain('mobilenetv2_050').to(dtype))
+
+
+def test_outputs_that_are_not_finite_are_told_apart():
+    model = plain('mobilenetv2_050')
+    nn.init.constant_(model.conv_stem.weight, torch.inf)
+    with pytest.raises(RuntimeError, match='mobilenetv2_050 gives outputs that are not finite'):
+        rewire(model)
+
+
+# -- what was set before ------------------------------------------------------------------------
+
+
+def test_modules_stay_in_the_mode_they_were_in():
+    model = plain('resnetv2_18').train()
+    model.stages[0].blocks[0].norm1.eval()
+    network = rewire(model)
+    assert not model.stages[0].blocks[0].norm1.training
+    assert model.stages[0].blocks[0].norm2.training
+    evaluated = [name for name, module in network.named_modules() if not module.training]
+    assert evaluated == ['stages.0.blocks.nodes.0.norm1', 'stages.0.blocks.nodes.0.norm1.drop',
+                         'stages.0.blocks.nodes.0.norm1.act']  # fmt: skip
+
+
+@pytest.mark.parametrize('name', ['mobilenetv2_050', 'convnext_atto'])
+def test_checkpointing_moves_to_the_graph_stages(name):
+    model = plain(name)
+    model.set_grad_checkpointing()
+    network = rewire(model.train())
+    assert all(stage.grad_checkpointing for stage in graph_stages(network).values())
+    network(image()).sum().backward()
+    assert model.set_grad_checkpointing() is None
+
+
+@pytest.mark.parametrize('convert', [convert_sync_batchnorm, freeze_batch_norm_2d])
+def test_converted_norms_keep_their_names(convert):
+    model = plain('resnetv2_18')
+    network = convert(copy.deepcopy(rewire(model)))
+    names = rewire(model).plain_names()
+    assert {own: network.plain_names()[own] for own in network.state_dict()} == {
+        own: names[own] for own in network.state_dict()
+    }
+    network.load_state_dict(plain('resnetv2_18', seed=1).state_dict(), strict=False)
+    back = plain('resnetv2_18', seed=1).state_dict()
+    for own, plain_name in network.plain_names().items():
+        if plain_name:
+            assert torch.equal(network.state_dict()[own], back[plain_name])
+    layers = network.group_matcher()
+    assert layers('stages.1.blocks.0.norm1.weight') == layers(
+        'stages.1.blocks.1.connectivity.alpha'
+    )
+
+
+@pytest.mark.parametrize('pool', ['avgmax', 'max', 'catavgmax', ''])
+def test_unwiring_keeps_the_head_that_was_set_later(pool):
+    network = rewire(plain('mobilenetv2_050'))
+    network.reset_classifier(0 if pool == '' else 7, pool)
+    x = image()
+    torch.testing.assert_close(unwire(network)(x), network(x))
+    assert retrainable(network)(x).shape == network(x).shape
+
+
+def test_unwiring_keeps_preprocessing_and_what_is_frozen():
+    model = plain('mobilenetv2_050')
+    model.pretrained_cfg['mean'] = (0.1, 0.2, 0.3)
+    model.conv_stem.weight.requires_grad_(False)
+    back = unwire(rewire(model))
+    assert back.pretrained_cfg == model.pretrained_cfg
+    frozen = [name for name, parameter in back.named_parameters() if not parameter.requires_grad]
+    assert frozen == ['conv_stem.weight']
+
+
+def test_unwiring_a_network_that_was_changed_by_hand_is_refused():
+    model = plain('mobilenetv2_050')
+    model.conv_stem.stride = (1, 1)
+    with pytest.raises(RuntimeError, match='the model was changed after timm'):
+        unwire(rewire(model))
+
+
+def test_a_class_of_ones_own_keeps_its_methods():
+    class Doubled(timm.models.ResNetV2):
+        def forward_head(self, x, pre_logits=False):
+            return 2 * super().forward_head(x, pre_logits)
+
+    model = plain('resnetv2_18')
+    model.__class__ = Doubled
+    network = rewire(model)
+    assert isinstance(network, Doubled)
+    assert type(network) is type(rewire(model))
+    x = image()
+    torch.testing.assert_close(network(x), model(x))
+    cifar = rewire(plain('resnetv2_cifar20'))
+    assert isinstance(cifar, timm_topo.models.ResNetV2Cifar)
+    assert type(pickle.loads(pickle.dumps(cifar))) is type(cifar)
+
+
+def test_networks_without_values_are_rewired_too():
+    with torch.device('meta'):
+        network = rewire(timm.create_model('resnetv2_cifar20'))
+        assert {p.device.type for p in unwire(network).parameters()} == {'meta'}
+    assert {p.device.type for p in network.parameters()} == {'meta'}
+
+
+def test_weights_may_be_drawn_as_the_plain_network_draws_them():
+    network = rewire(timm.create_model('resnetv2_18'))
+    network.init_weights(zero_init_last=True)
+    plain_ = timm.create_model('resnetv2_18')
+    plain_.init_weights(zero_init_last=True)
+    zero = {name for name, value in plain_.state_dict().items() if not value.any()}
+    names = network.plain_names()
+    ours = {names[own] for own, value in network.state_dict().items() if not value.any()}
+    assert ours == zero
 
 
 # -- projections --------------------------------------------------------------------------------
@@ -333,7 +489,10 @@ def test_networks_without_known_residual_stages_are_refused(name, message):
 
 
 def test_a_network_is_not_rewired_twice():
-    with pytest.raises(ValueError, match='is a RewiredEfficientNet, which cannot be re-wired'):
+    with pytest.raises(
+        ValueError,
+        match='mobilenetv2_050 is re-wired already: unwire it first',
+    ):
         rewire(rewire(plain('mobilenetv2_050')))
 
 
@@ -354,6 +513,11 @@ def test_only_models_of_create_model_are_rewired(model):
         (dict(wiring='star'), ValueError, "unknown wiring 'star'"),
         (dict(connectivity='beta'), ValueError, "unknown connectivity 'beta'"),
         (dict(sparsity='some'), ValueError, "unknown sparsity 'some'"),
+        (dict(sparsity_weight=-1), ValueError, 'sparsity_weight must be finite and >= 0, got -1'),
+        (dict(sparsity_weight='a'), TypeError, "sparsity_weight must be a number, got 'a'"),
+        (dict(projection='false'), TypeError, "projection must be True or False, got 'false'"),
+        (dict(wiring='residual'), TypeError,
+         'the stage that starts with stages.0.blocks.0 has 3 nodes.*interval'),
         (dict(wiring=7), TypeError, 'a wiring is a name, a dict or a Wiring, got int: 7'),
         (dict(wiring=Wiring(5, ((0, 1), (1, 4)))), ValueError, r'nodes \[2, 3\] of .* are dead'),
     ],
@@ -434,7 +598,7 @@ def test_edge_weights_stay_as_they_are_when_plain_weights_load():
 
 def test_a_state_dict_of_another_architecture_is_refused():
     network = rewire(plain('resnetv2_18'))
-    with pytest.raises(RuntimeError, match=r'neither the re-wired nor the plain resnetv2_18.*'
+    with pytest.raises(RuntimeError, match=r'is not of the re-wired resnetv2_18, nor of the plain.*'
                        r'missing \(such as head.* unexpected \(such as blocks'):  # fmt: skip
         network.load_state_dict(plain('mobilenetv2_050').state_dict())
     incomplete = plain('resnetv2_18').state_dict()
@@ -480,13 +644,65 @@ def test_pretrained_asks_timm_for_the_plain_networks_weights(monkeypatch):
     assert network.pretrained_cfg['architecture'] == 'rewired'
 
 
+def test_pretrained_weights_go_where_timm_would_put_them(monkeypatch, tmp_path):
+    """A file in the layout of the authors, which timm renames; and the folder for downloads."""
+    model = timm.create_model('convnext_atto', num_classes=5).eval()
+    theirs = {}
+    for name, value in model.state_dict().items():
+        name = re.sub(r'^stem\.', 'downsample_layers.0.', name)
+        name = re.sub(r'stages\.(\d)\.downsample', r'downsample_layers.\1', name)
+        name = re.sub(r'stages\.(\d)\.blocks\.', r'stages.\1.', name)
+        for new, old in (('conv_dw', 'dwconv'), ('mlp.fc1', 'pwconv1'), ('mlp.fc2', 'pwconv2'),
+                         ('head.fc', 'head'), ('head.norm', 'norm')):  # fmt: skip
+            name = name.replace(new, old)
+        theirs[name] = value
+    torch.save({'model': theirs}, tmp_path / 'theirs.pth')
+    overlay = dict(file=str(tmp_path / 'theirs.pth'), num_classes=5)
+    options = dict(pretrained=True, pretrained_cfg_overlay=overlay, num_classes=5)
+    network = timm.create_model('rewired', base='convnext_atto', **options).eval()
+    x = image().float()
+    torch.testing.assert_close(network(x), model(x))
+    torch.save(set_weights(network).state_dict(), tmp_path / 'theirs.pth')
+    again = timm.create_model('rewired', base='convnext_atto', **options).eval()
+    torch.testing.assert_close(again(x), network(x))
+
+    asked = []
+    monkeypatch.setattr(
+        timm.models._builder,
+        'load_pretrained',
+        lambda model, cache_dir, **_: asked.append(cache_dir),
+    )
+    timm.create_model('rewired', base='convnext_atto', pretrained=True, cache_dir='/somewhere')
+    assert asked == ['/somewhere']
+
+
+def test_pretrained_networks_stay_the_same_or_need_consent(monkeypatch):
+    monkeypatch.setattr(timm.models._builder, 'load_pretrained', lambda *args, **kwargs: None)
+    options = dict(base='mobilenetv2_100', pretrained=True, wiring='sequential')
+    with pytest.raises(ValueError, match=r'would not stay the same.*exact=False allows it'):
+        timm.create_model('rewired', **options)
+    with pytest.warns(UserWarning, match='is another function'):
+        timm.create_model('rewired', exact=False, **options)
+
+
+def test_a_base_without_a_registered_configuration_is_rewired_by_name():
+    def my_resnetv2(pretrained=False, **kwargs):
+        return timm.create_model('resnetv2_cifar20', **{
+            k: v for k, v in kwargs.items() if v is not None})  # fmt: skip
+
+    timm.models.register_model(my_resnetv2)
+    network = timm.create_model('rewired', base='my_resnetv2', num_classes=7)
+    assert network.base == 'my_resnetv2'
+    assert network(torch.randn(2, 3, 32, 32)).shape == (2, 7)
+
+
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
         (lambda stage: nn.init.constant_(stage.connectivity.alpha, 0.5),
-         r'blocks\.0 has edge weights other than 1, by up to 0\.5'),
+         r'blocks\.0 has edge weights other than 1, such as 0\.5'),
         (lambda stage: nn.init.constant_(stage.entry.bn.bias, 0.1),
-         r'blocks\.0 uses a projection that the plain network does not have'),
+         r'blocks\.0 has a projection of its own'),
     ],
 )  # fmt: skip
 def test_what_a_plain_network_cannot_compute_is_not_unwired(change, message):
@@ -498,7 +714,7 @@ def test_what_a_plain_network_cannot_compute_is_not_unwired(change, message):
 
 def test_other_wirings_and_plain_networks_are_not_unwired():
     network = quietly(plain('resnetv2_18'), wiring='sequential')
-    with pytest.raises(ValueError, match=r'stages\.0\.blocks is not completely wired'):
+    with pytest.raises(ValueError, match=r'stages\.0\.blocks has a wiring other than the complete'):
         unwire(network)
     keep = {name: torch.ones(6, dtype=torch.bool) for name in graph_stages(network)}
     network = rewire(plain('resnetv2_18'))
@@ -506,7 +722,7 @@ def test_other_wirings_and_plain_networks_are_not_unwired():
     keep['stages.0.blocks'] = torch.tensor([2 not in edge for edge in edges])
     keep = {name: keep.get(name, keep['stages.0.blocks'] | True) for name in graph_stages(network)}
     smaller, _ = prune(network, keep=keep)
-    with pytest.raises(ValueError, match=r'stages\.0\.blocks is not completely wired'):
+    with pytest.raises(ValueError, match=r'stages\.0\.blocks has nodes that were pruned'):
         unwire(smaller)
     with pytest.raises(TypeError, match='unwire needs a re-wired network, got EfficientNet'):
         unwire(plain('mobilenetv2_050'))
@@ -741,7 +957,8 @@ def test_the_timm_model_and_the_function_build_the_same():
 
 def test_every_known_family_has_a_class_of_its_own():
     assert len(FAMILIES) == 7
-    for family, cls in FAMILIES.items():
+    for family in FAMILIES:
+        cls = rewired_class(family)
         assert issubclass(cls, family)
         assert cls.__name__ == f'Rewired{family.__name__}'
         assert family.__module__.startswith('timm.models.')

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from .stages import GraphStage, graph_stages
 from .wiring import Wiring
 
-__all__ = ['SPARSITY', 'check_sparsity', 'edge_penalty', 'sparsity_loss']
+__all__ = ['SPARSITY', 'check_sparsity', 'check_sparsity_weight', 'edge_penalty', 'sparsity_loss']
 
 #: Kinds of sparsity: penalty of an edge, given the in-degree of its target.
 SPARSITY = {
@@ -28,6 +28,20 @@ def check_sparsity(kind: str) -> str:
     if kind not in SPARSITY:
         raise ValueError(f'unknown sparsity {kind!r}; known: {", ".join(SPARSITY)}')
     return kind
+
+
+def check_sparsity_weight(weight: float) -> float:
+    """``weight``, if it can be a lambda.
+
+    Raises:
+        TypeError: It is no number.
+        ValueError: It is negative or not finite.
+    """
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+        raise TypeError(f'sparsity_weight must be a number, got {weight!r}')
+    if not (math.isfinite(weight) and weight >= 0):
+        raise ValueError(f'sparsity_weight must be finite and >= 0, got {weight}')
+    return float(weight)
 
 
 def edge_penalty(wiring: Wiring, kind: str, dtype: torch.dtype | None = None) -> Tensor:

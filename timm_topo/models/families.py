@@ -13,6 +13,7 @@ from timm.models import (
     RegNet,
     ResNet,
     ResNetV2,
+    get_model_args,
     group_parameters,
 )
 from torch import nn
@@ -21,7 +22,7 @@ from ..nodes import ConvNorm
 from ..stages import GraphStage, graph_stages
 from .base import GraphNet
 
-__all__ = ['FAMILIES', 'Rewired', 'is_new', 'reset_projection']
+__all__ = ['FAMILIES', 'Rewired', 'is_new', 'reset_projection', 'rewired_class']
 
 
 class Rewired(GraphNet):
@@ -43,9 +44,10 @@ class Rewired(GraphNet):
 
     @torch.jit.ignore
     def plain(self) -> nn.Module:
-        """The plain network of timm, freshly initialised, with this network's classes."""
-        args = {**self.base_args, 'num_classes': self.num_classes}
-        return timm.create_model(self.base, **args)
+        """The plain network of timm, freshly initialised, with this network's head."""
+        now = get_model_args(self)
+        head = {key: now[key] for key in ('in_chans', 'num_classes', 'global_pool') if key in now}
+        return timm.create_model(self.base, **{**self.base_args, **head})
 
     @torch.jit.ignore
     def plain_names(self) -> dict[str, str | None]:
@@ -63,11 +65,12 @@ class Rewired(GraphNet):
             RuntimeError: The weights are of another network; says how many do not fit.
         """
         names = self.plain_names()
-        moved = {plain: own for own, plain in names.items() if plain and plain != own}
-        if moved.keys() & state_dict.keys() and not set(moved.values()) & state_dict.keys():
-            own = {name: value for name, value in self.state_dict().items() if not names[name]}
-            own.update((moved.get(name, name), value) for name, value in state_dict.items())
-            state_dict = own
+        own_name = {plain: own for own, plain in names.items() if plain}
+        only_plain = own_name.keys() - names.keys()
+        only_own = names.keys() - own_name.keys()
+        if only_plain & state_dict.keys() and not only_own & state_dict.keys():
+            new = {name: value for name, value in self.state_dict().items() if not names[name]}
+            state_dict = {**new, **{own_name.get(n, n): v for n, v in state_dict.items()}}
         try:
             return super().load_state_dict(state_dict, strict=strict, assign=assign)
         except RuntimeError as error:
@@ -83,15 +86,24 @@ class Rewired(GraphNet):
             },
         }
         told = [f'{len(n)} tensors {kind} (such as {min(n)})' for kind, n in kinds.items() if n]
+        stages = graph_stages(self).values()
+        pruned = any(stage.node_ids[-1] != stage.wiring.num_nodes - 1 for stage in stages)
         return (
-            f'this state_dict fits neither the re-wired nor the plain {self.base}, which has '
-            f'{len(own)} tensors: {", ".join(told)}'
+            f'this state_dict is not of the re-wired {self.base}, nor of the plain one'
+            f'{" (some of whose blocks were pruned here)" if pruned else ""}: of {len(own)} '
+            f'tensors {", ".join(told)}'
         )
 
     @torch.jit.ignore
-    def init_weights(self) -> None:
-        """Fresh weights: timm's own for what is timm's, initial edge weights and projections."""
-        plain = self.plain().state_dict()
+    def init_weights(self, *args, **kwargs) -> None:
+        """Fresh weights: timm's own for what is timm's, initial edge weights and projections.
+
+        Arguments are those of the plain network's ``init_weights``, where it has one.
+        """
+        plain = self.plain()
+        if args or kwargs:
+            plain.init_weights(*args, **kwargs)
+        plain = plain.state_dict()
         names = self.plain_names()
         self.load_state_dict({own: plain[name] for own, name in names.items() if name}, False)
         for stage in graph_stages(self).values():
@@ -144,7 +156,18 @@ class RewiredResNetV2(Rewired, ResNetV2):
 
 #: The families of timm that can be re-wired. A new one is a class above, and its block, if new, a
 #: row in ``nodes/residual.py``.
-FAMILIES = {cls.__mro__[3]: cls for cls in Rewired.__subclasses__()}
+FAMILIES = tuple(cls.__bases__[1] for cls in Rewired.__subclasses__())
+
+
+def rewired_class(cls: type[nn.Module]) -> type[Rewired] | None:
+    """The class of a re-wired ``cls``, made where ``cls`` extends a family; None for others."""
+    for known in Rewired.__subclasses__():
+        if known.__bases__ == (Rewired, cls):
+            return known
+    if not issubclass(cls, FAMILIES):
+        return None
+    made = type(f'Rewired{cls.__name__}', (Rewired, cls), {'__module__': __name__})
+    return globals().setdefault(made.__name__, made)  # where pickle looks for it
 
 
 def is_new(entry: nn.Module) -> bool:

@@ -7,6 +7,7 @@ and pruned into a shallower one.
 """
 
 import copy
+import math
 import warnings
 
 import timm
@@ -15,13 +16,14 @@ from timm.models import (
     build_model_with_cfg,
     generate_default_cfgs,
     get_pretrained_cfg,
+    load_state_dict,
     register_model,
 )
 from torch import nn
 
 from ..generators import make_wiring
-from ..sparsity import check_sparsity
-from ..stages import graph_stages
+from ..sparsity import check_sparsity, check_sparsity_weight
+from ..stages import GraphStage, graph_stages
 from .families import Rewired, is_new
 from .surgery import rewire_stages
 
@@ -69,20 +71,19 @@ def rewire(
     cfg = getattr(model, 'pretrained_cfg', {})
     if not cfg.get('architecture') or not hasattr(model, '_model_args'):
         raise TypeError(f'rewire needs a model of timm.create_model, got {type(model).__name__}')
+    check_sparsity(sparsity)
+    sparsity_weight = check_sparsity_weight(sparsity_weight)
     args = dict(model._model_args)
     network = rewire_stages(
         copy.deepcopy(model), cfg['architecture'], args, connectivity, wiring, projection, exact
     )
-    if exact:
-        _check_identical(network.base, network)
-    network.sparsity = check_sparsity(sparsity)
-    network.sparsity_weight = sparsity_weight
+    _check_same(model, network, exact)
+    network.sparsity, network.sparsity_weight = sparsity, sparsity_weight
     network.pretrained_cfg = network.default_cfg = {**cfg, 'architecture': 'rewired'}
     network._model_args = {
         **args, 'base': network.base, 'projection': projection, 'exact': exact,
         'sparsity': sparsity, 'sparsity_weight': sparsity_weight,
     }  # fmt: skip
-    _compare(model, network, exact)
     return network
 
 
@@ -101,64 +102,108 @@ def unwire(model: nn.Module) -> nn.Module:
     if not isinstance(model, Rewired):
         raise TypeError(f'unwire needs a re-wired network, got {type(model).__name__}')
     for name, stage in graph_stages(model).items():
-        weights = stage.connectivity.edge_weights()
-        off = (weights - 1).abs().max().item()
-        if off > 0:
-            raise ValueError(f'{name} has edge weights other than 1, by up to {off:.3g}')
-        complete = make_wiring('complete', stage.wiring.num_nodes)
-        if stage.wiring != complete or stage.node_ids[-1] != stage.wiring.num_nodes - 1:
-            raise ValueError(f'{name} is not completely wired: {stage.wiring}')
-        if is_new(stage.entry) and (stage.entry.bn.weight.any() or stage.entry.bn.bias.any()):
-            raise ValueError(f'{name} uses a projection that the plain network does not have')
+        why = _unlike_plain(stage)
+        if stage.node_ids[-1] != stage.wiring.num_nodes - 1:
+            why = 'nodes that were pruned'
+        elif not why and is_new(stage.entry) and not _adds_nothing(stage.entry):
+            why = 'a projection of its own'
+        if why:
+            raise ValueError(f'no plain {model.base} computes the same: {name} has {why}')
     reference = next(model.parameters())
     plain = model.plain().to(device=reference.device, dtype=reference.dtype)
     names = model.plain_names()
     state = {names[own]: value for own, value in model.state_dict().items() if names[own]}
     plain.load_state_dict(state)
-    _compare(plain, model, model.linear)
+    learned = {names[own]: parameter.requires_grad for own, parameter in model.named_parameters()}
+    for name, parameter in plain.named_parameters():
+        parameter.requires_grad_(learned[name])
+    architecture = plain.pretrained_cfg['architecture']
+    plain.pretrained_cfg = {**model.pretrained_cfg, 'architecture': architecture}
+    plain.default_cfg = plain.pretrained_cfg
+    _compare(plain, model, model.linear, stacklevel=3)
     return plain.train(model.training)
 
 
-def _check_identical(base: str, network: nn.Module) -> None:
+def _adds_nothing(projection: nn.Module) -> bool:
+    norm = projection.bn
+    return norm.weight.is_meta or not (norm.weight.any() or norm.bias.any())
+
+
+# -- the same function ----------------------------------------------------------------------------
+
+
+def _unlike_plain(stage: GraphStage) -> str:
+    """What of a stage no shortcut can do, if anything."""
+    if stage.wiring != make_wiring('complete', stage.wiring.num_nodes):
+        return 'a wiring other than the complete one'
+    if stage.needs_context:
+        return 'edge weights that depend on the image'
+    weights = stage.connectivity.edge_weights()
+    if not weights.is_meta and (weights != 1).any():
+        off = weights[(weights - 1).abs().argmax()].item()
+        return f'edge weights other than 1, such as {off:.3g}'
+    return ''
+
+
+def _check_same(model: nn.Module, network: Rewired, exact: bool) -> None:
+    """Whether ``network`` may stay as it is, made of ``model``."""
     for name, stage in graph_stages(network).items():
-        why = ''
-        if stage.wiring != make_wiring('complete', stage.wiring.num_nodes):
-            why = f'the wiring of {name} is not complete'
-        elif stage.needs_context:
-            why = f'the edge weights of {name} depend on the image'
-        elif not torch.equal(w := stage.connectivity.edge_weights(), torch.ones_like(w)):
-            why = f'the edge weights of {name} start at {w[0].item():.3g}, not at 1'
+        why = _unlike_plain(stage)
+        if why and exact:
+            raise ValueError(
+                f'{network.base} would not stay the same: {name} has {why}; exact=False allows it'
+            )
         if why:
-            raise ValueError(f'{base} would not stay the same: {why}; exact=False allows it')
+            return _compare(model, network, False)
+    return _compare(model, network, network.linear)
 
 
-@torch.no_grad()
-def _compare(model: nn.Module, network: nn.Module, exact: bool) -> None:
-    """Measure by how much the outputs differ; raise or warn."""
-    reference = next(model.parameters())
-    if reference.is_meta:
+def _compare(model: nn.Module, network: Rewired, same: bool, stacklevel: int = 4) -> None:
+    """Measure by how much the outputs differ; raise or warn.
+
+    Where they must not differ, weights that are all zero are filled first: in a fresh network,
+    whose branches may end in zeros, every wiring would compute the same.
+    """
+    if next(model.parameters()).is_meta:
         return
     channels, height, width = model.pretrained_cfg['input_size']
     noise = torch.Generator().manual_seed(0)
     probe = torch.randn(2, getattr(model, 'in_chans', channels), height, width, generator=noise)
-    probe = probe.to(reference)
     outputs = []
-    for candidate in (model, network):
-        training = candidate.training
-        try:
-            outputs.append(candidate.eval()(probe).float())
-        finally:
-            candidate.train(training)
+    with torch.no_grad():
+        for candidate in (model, network):
+            candidate = copy.deepcopy(candidate).eval()
+            reference = next(candidate.parameters())
+            if reference.dtype in (torch.float16, torch.bfloat16):
+                candidate = candidate.float()
+            if same:
+                _open_branches(candidate)
+            outputs.append(candidate(probe.to(next(candidate.parameters()))))
     difference = (outputs[0] - outputs[1]).abs().max().item()
     scale = outputs[0].abs().max().item()
     measured = f'outputs differ by up to {difference:.3g} (outputs up to {scale:.3g})'
-    if not exact:
-        warnings.warn(f'{network.base} re-wired is another function: {measured}', stacklevel=3)
-    elif not difference <= 1e4 * torch.finfo(reference.dtype).eps * max(scale, 1e-3):
-        raise RuntimeError(
-            f'{network.base} re-wired should be the same function, but {measured}: the blocks of '
-            f'timm {timm.__version__} are not what they were'
+    if not math.isfinite(scale):
+        raise RuntimeError(f'{network.base} gives outputs that are not finite')
+    if not same:
+        if difference == 0:
+            measured += ', as long as its branches are zero'
+        warnings.warn(
+            f'{network.base} re-wired is another function: {measured}', stacklevel=stacklevel
         )
+    elif not difference <= 1e-3 * max(scale, 1e-3):
+        raise RuntimeError(
+            f're-wired and plain {network.base} should be the same function, but {measured}: '
+            'either the model was changed after timm.create_model, or the blocks of timm '
+            f'{timm.__version__} are not what they were'
+        )
+
+
+def _open_branches(model: nn.Module) -> None:
+    added = {id(p) for stage in model.modules() if isinstance(stage, GraphStage)
+             if is_new(stage.entry) for p in stage.entry.parameters()}  # fmt: skip
+    for name, parameter in model.named_parameters():
+        if name.endswith('weight') and id(parameter) not in added and not parameter.any():
+            parameter.fill_(1 / parameter[0].numel())
 
 
 # -- as timm models -------------------------------------------------------------------------------
@@ -182,24 +227,33 @@ def create_rewired(variant: str, pretrained: bool, defaults: dict, overrides: di
                              ('projection', False), ('exact', True), ('node_ids', None))
     }  # fmt: skip
     sparsity = check_sparsity(options.pop('sparsity', 'none'))
-    sparsity_weight = options.pop('sparsity_weight', 1e-4)
+    sparsity_weight = check_sparsity_weight(options.pop('sparsity_weight', 1e-4))
     given = options.pop('pretrained_cfg', None)
     overlay = options.pop('pretrained_cfg_overlay', None)
     if not timm.is_model(base):
         raise ValueError(f'unknown base {base!r}: see timm.list_models()')
-    from_base = pretrained and given is None and not overlay
+    known = get_pretrained_cfg(base)
+    cfg = given or {**(known.to_dict() if known else {}), 'architecture': variant}
+    from_base = pretrained and given is None and not _is_rewired((overlay or {}).get('file'))
     feature_cfg = dict(feature_cls='getter')
 
     def build(**kwargs) -> nn.Module:
-        plain = timm.create_model(base, pretrained=from_base, **kwargs)
+        if from_base:  # by all that timm knows about its checkpoints
+            source = dict(pretrained_cfg_overlay=overlay, cache_dir=options.get('cache_dir'))
+            plain = timm.create_model(base, pretrained=True, **source, **kwargs)
+        else:
+            plain = timm.create_model(base, **kwargs)
         base_args = {k: v for k, v in kwargs.items() if k not in ('device', 'dtype')}
-        network = rewire_stages(plain, base, base_args, **graph)
+        network = rewire_stages(
+            copy.deepcopy(plain) if from_base else plain, base, base_args, **graph
+        )
+        if from_base:
+            _check_same(plain, network, graph['exact'])
         network.sparsity, network.sparsity_weight = sparsity, sparsity_weight
         if 'out_indices' not in options:
             feature_cfg['out_indices'] = tuple(range(len(network.feature_info)))
         return network
 
-    cfg = given or {**get_pretrained_cfg(base).to_dict(), 'architecture': variant}
     return build_model_with_cfg(
         build,
         variant,
@@ -209,6 +263,11 @@ def create_rewired(variant: str, pretrained: bool, defaults: dict, overrides: di
         feature_cfg=feature_cfg,
         **options,
     )
+
+
+def _is_rewired(file: str | None) -> bool:
+    """Whether a checkpoint is of a network with graph stages."""
+    return bool(file) and any('.connectivity.' in name for name in load_state_dict(str(file)))
 
 
 default_cfgs = generate_default_cfgs(

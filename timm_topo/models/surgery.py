@@ -1,10 +1,12 @@
 """Taking the residual stages of a timm network apart and putting them together as graphs."""
 
 import copy
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from timm.layers import MixedConv2d
 from torch import nn
 
 from ..connectivity import build_connectivity
@@ -13,7 +15,7 @@ from ..nodes import ConvNorm
 from ..nodes.residual import Residual, block_name, known_blocks, take_apart
 from ..stages import GraphStage
 from .base import GraphNet
-from .families import FAMILIES, reset_projection
+from .families import FAMILIES, Rewired, reset_projection, rewired_class
 
 __all__ = ['rewire_stages']
 
@@ -36,12 +38,13 @@ class _Block:
     def has_identity(self) -> bool:
         return self.parts is not None and isinstance(self.parts.shortcut, nn.Identity)
 
-    def own(self, part: nn.Module | None) -> nn.Module | None:
-        """A direct child of the module, marked with its name in the plain network."""
-        if part is None:
-            return None
+    def own(self, part: nn.Module) -> nn.Module:
+        """A direct child of the module, in a container that knows its name in the plain network.
+
+        Not marked itself: timm replaces modules, when it converts norms for one.
+        """
         child = next(name for name, m in self.module.named_children() if m is part)
-        return _from(f'{self.name}.{child}', part)
+        return _from(self.name, nn.Sequential(OrderedDict([(child, part)])))
 
 
 def rewire_stages(
@@ -60,12 +63,18 @@ def rewire_stages(
     identity blocks behind it; a segment is one graph. For the other arguments see
     :func:`timm_topo.models.rewired.rewire`; ``node_ids`` are, per graph, those that pruning left.
     """
-    family = next((FAMILIES[cls] for cls in type(model).__mro__ if cls in FAMILIES), None)
-    if isinstance(model, GraphNet) or family is None:
+    for name, value in (('projection', projection), ('exact', exact)):
+        if not isinstance(value, bool):
+            raise TypeError(f'{name} must be True or False, got {value!r}')
+    if isinstance(model, Rewired):
+        raise ValueError(f'{model.base} is re-wired already: unwire it first')
+    family = None if isinstance(model, GraphNet) else rewired_class(type(model))
+    if family is None:
         raise ValueError(
             f'{base} is a {type(model).__name__}, which cannot be re-wired; supported: '
             f'{", ".join(sorted(cls.__name__ for cls in FAMILIES))}'
         )
+    before = set(model.modules())
     stages = {name: _segments(name, module) for name, module in _containers(model).items()}
     graphs = [s for segments in stages.values() for s in segments if _is_graph(s, projection)]
     if not graphs:
@@ -96,9 +105,15 @@ def rewire_stages(
             modules += built.get(segment[0].name, as_it_is)
         stage = modules[0] if len(modules) == 1 else nn.Sequential(*modules)
         parent, _, leaf = name.rpartition('.')
-        setattr(model.get_submodule(parent), leaf, stage.train(model.training))
+        setattr(model.get_submodule(parent), leaf, stage)
     model.__class__ = family
     model.base, model.base_args, model.linear = base, base_args, activation is None
+    for module in set(model.modules()) - before:
+        module.training = model.training
+    checkpointed = [m for m in before if getattr(m, 'grad_checkpointing', False)]
+    for module in checkpointed:  # timm would iterate over blocks that are no longer in a row
+        module.grad_checkpointing = False
+    model.set_grad_checkpointing(bool(checkpointed))
     return model
 
 
@@ -156,7 +171,8 @@ def _build(
     if first.has_identity:
         entry = nn.Identity()
     elif first.parts is not None and first.parts.shortcut is not None:
-        entry, norm, raw = first.own(first.parts.shortcut), first.own(first.parts.norm), True
+        entry, raw = first.own(first.parts.shortcut), True
+        norm = first.own(first.parts.norm) if first.parts.norm is not None else None
     elif projection and _takes_projection(first):
         entry, raw = _projection(first.parts.branch), True
     else:  # the first block as a whole makes x_0
@@ -166,7 +182,7 @@ def _build(
         branch = _from(block.name, block.parts.branch)
         # what the stage reads is activated already, what its sums yield is not
         nodes.append(branch if act is None else nn.Sequential(act, branch))
-        act = block.own(block.parts.act)
+        act = block.own(block.parts.act) if block.parts.act is not None else None
     last = len(nodes) + 1
     ids = list(range(last + 1) if node_ids is None else node_ids)
     if not set(ids) <= set(range(last + 1)) or not {0, last} <= set(ids):
@@ -184,8 +200,8 @@ def _build(
             raw_entry=raw and 1 in ids and last > 1,
             node_ids=ids,
         )
-    except ValueError as error:
-        raise ValueError(
+    except (TypeError, ValueError) as error:
+        raise type(error)(
             f'the stage that starts with {first.name} has {len(nodes)} nodes between input and '
             f'output: {error}'
         ) from None
@@ -208,7 +224,8 @@ def _per_graph(name: str, value, graphs: Sequence) -> list:
 
 def _shape(module: nn.Module) -> tuple[int, int, int]:
     """Input channels, output channels and stride of a block, from a run without data."""
-    in_chs = next(m.in_channels for m in module.modules() if isinstance(m, nn.Conv2d))
+    first = next(m for m in module.modules() if isinstance(m, (nn.Conv2d, MixedConv2d)))
+    in_chs = sum(first.splits) if isinstance(first, MixedConv2d) else first.in_channels
     ghost = copy.deepcopy(module).to('meta').eval()
     dtype = next(ghost.parameters()).dtype
     output = ghost(torch.empty(1, in_chs, 64, 64, device='meta', dtype=dtype))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..connectivity import build_connectivity
 from ..generators import is_explicit, make_wiring
 from ..nodes import NODES, ConvNorm
-from ..sparsity import check_sparsity
+from ..sparsity import check_sparsity, check_sparsity_weight
 from ..stages import GraphStage
 from ..wiring import Wiring
 from .base import GraphNet
@@ -84,8 +84,6 @@ class TopoNet(GraphNet, nn.Module):
             raise ValueError(f'node_ids has {len(node_ids)} entries for {len(widths)} stages')
         if output_stride not in (8, 16, 32):
             raise ValueError(f'output_stride must be 8, 16 or 32, got {output_stride}')
-        if not sparsity_weight >= 0:
-            raise ValueError(f'sparsity_weight must be >= 0, got {sparsity_weight}')
         if node not in NODES:
             raise ValueError(f'unknown node {node!r}; known: {", ".join(NODES)}')
         norm_layer = _norm_layer(norm_layer)
@@ -105,7 +103,7 @@ class TopoNet(GraphNet, nn.Module):
         self.num_classes = num_classes
         self.drop_rate = drop_rate
         self.sparsity = check_sparsity(sparsity)
-        self.sparsity_weight = sparsity_weight
+        self.sparsity_weight = check_sparsity_weight(sparsity_weight)
 
         self.stem = ConvNorm(in_chans, stem_width, stem_kernel, stem_stride, norm_layer, **dd)
         self.feature_info = [dict(num_chs=stem_width, reduction=stem_stride, module='stem')]

@@ -30,6 +30,7 @@ class ResNetCifar(ByobNet):
 
     Args:
         cfg: Blocks, as for ``timm.models.ByobNet``.
+        output_stride: Largest reduction; the network's own is 4, with less its stages dilate.
         **kwargs: As for ``timm.models.ByobNet``.
     """
 
@@ -45,7 +46,7 @@ class ResNetV2Cifar(ResNetV2):
 
     Args:
         in_chans: Channels of the image.
-        output_stride: 8, 16 or 32, as in timm.
+        output_stride: Largest reduction; the network's own is 4, with less its stages dilate.
         zero_init_last: Whether branches start at zero.
         device: Where parameters live.
         dtype: Their type.
