@@ -85,15 +85,18 @@ if __name__ == '__main__':
 '''  # fmt: skip
 
 
-def start(folder: Path, *argv: str) -> subprocess.Popen:
+MODEL = (
+    *('test_toponet', '--model-kwargs', 'num_nodes=(3,4)', 'widths=(4,6)', 'strides=(2,2)'),
+    *('stem_width=4', 'stem_kernel=3'),
+)
+REWIRED = ('rewired', '--model-kwargs', 'base=resnetv2_cifar20', 'sparsity=uniform')
+
+
+def start(folder: Path, *argv: str, model: tuple[str, ...] = MODEL) -> subprocess.Popen:
     script = folder / 'train.py'
     script.write_text(SCRIPT)
-    model = ['num_nodes=(3,4)', 'widths=(4,6)', 'strides=(2,2)', 'stem_width=4', 'stem_kernel=3']
     return subprocess.Popen(
-        [
-            *(sys.executable, str(script), *argv, '--model', 'test_toponet'),
-            *('--model-kwargs', *model, f'sparsity_weight={LAMBDA}'),
-        ],
+        [sys.executable, str(script), *argv, '--model', *model, f'sparsity_weight={LAMBDA}'],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -133,6 +136,14 @@ def test_the_script_trains_with_the_penalty_if_it_imports_our_module(tmp_path):
             assert ours['gradient'][name][edge] == pytest.approx(gradient, abs=1e-5)
             step = ours['alpha'][name][edge] - timms['alpha'][name][edge]
             assert step == pytest.approx(-0.1 * LAMBDA * value, abs=1e-5)
+
+
+def test_the_script_trains_a_rewired_network_by_name(tmp_path):
+    result = finish(start(tmp_path, '--device-modules', 'timm_topo.timm_train', model=REWIRED))
+    assert (result['task'], result['model']) == ('TopoTask', 'RewiredResNetV2Cifar')
+    assert result['loss'] == pytest.approx(result['cross_entropy'] + LAMBDA * 30, rel=1e-5)
+    assert result['decayed'] == []
+    assert sum(map(len, result['alpha'].values())) == 30
 
 
 def import_plug_in(monkeypatch, script: types.ModuleType):
