@@ -59,6 +59,13 @@ def test_flops_follow_the_edges_that_exist():
     assert count_flops(model, (3, 16, 16)) == by_formula(wirings, 16)
 
 
+def test_an_edge_from_the_stage_input_costs_what_that_map_has():
+    edges = 28 * 16 * 32**2  # x_0 is the stage input itself
+    edges += 27 * 32 * 16**2 + 16 * 32**2
+    edges += 27 * 64 * 8**2 + 32 * 16**2
+    assert count_flops(timm.create_model('toporesnet20')).edges == edges
+
+
 def test_input_size_is_the_models_own_by_default():
     model = tiny()
     assert model.pretrained_cfg['input_size'] == (3, 96, 96)

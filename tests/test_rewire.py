@@ -766,6 +766,18 @@ def test_pruned_networks_are_saved_and_rebuilt(tmp_path, name):
     torch.testing.assert_close(timm_topo.load(tmp_path / 'net').eval()(x), smaller(x))
 
 
+def test_options_of_rewire_are_saved_too(tmp_path):
+    options = dict(projection=True, sparsity='uniform', sparsity_weight=0.5)
+    network = set_weights(rewire(plain('mobilenetv2_050'), **options).float())
+    timm_topo.save(network, tmp_path / 'net')
+    loaded = timm_topo.load(tmp_path / 'net').eval()
+    assert (loaded.sparsity, loaded.sparsity_weight) == ('uniform', 0.5)
+    x = image().float()
+    torch.testing.assert_close(loaded(x), network(x))
+    fewer = timm_topo.load(tmp_path / 'net', num_classes=3, in_chans=1)
+    assert fewer(x[:, :1]).shape == (2, 3)
+
+
 def test_a_removed_node_takes_its_parameters_with_it():
     network = rewire(plain('resnetv2_cifar20'))
     stage = network.stages[0].blocks

@@ -67,8 +67,7 @@ class Rewired(GraphNet):
         names = self.plain_names()
         own_name = {plain: own for own, plain in names.items() if plain}
         only_plain = own_name.keys() - names.keys()
-        only_own = names.keys() - own_name.keys()
-        if only_plain & state_dict.keys() and not only_own & state_dict.keys():
+        if only_plain & state_dict.keys():
             new = {name: value for name, value in self.state_dict().items() if not names[name]}
             state_dict = {**new, **{own_name.get(n, n): v for n, v in state_dict.items()}}
         try:
