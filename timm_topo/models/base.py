@@ -1,13 +1,14 @@
 """What every network with graph stages can do, whoever wrote the rest of it."""
 
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from ..connectivity import connectivity_spec, undecayed_parameters
 from ..sparsity import sparsity_loss
 from ..stages import graph_stages
 
-__all__ = ['GraphNet']
+__all__ = ['GraphNet', 'imagenet_cfg']
 
 
 class GraphNet:
@@ -50,3 +51,17 @@ class GraphNet:
         """Recompute graph stages in the backward pass instead of storing what is inside."""
         for stage in graph_stages(self).values():
             stage.grad_checkpointing = enable
+
+
+def imagenet_cfg(**kwargs) -> dict:
+    """timm's default configuration of an untrained ImageNet network, with changes."""
+    return {
+        'num_classes': 1000,
+        'input_size': (3, 224, 224),
+        'pool_size': (7, 7),
+        'crop_pct': 0.875,
+        'interpolation': 'bicubic',
+        'mean': IMAGENET_DEFAULT_MEAN,
+        'std': IMAGENET_DEFAULT_STD,
+        **kwargs,
+    }

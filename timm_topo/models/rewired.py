@@ -266,8 +266,10 @@ def create_rewired(variant: str, pretrained: bool, defaults: dict, overrides: di
 
 
 def _is_rewired(file: str | None) -> bool:
-    """Whether a checkpoint is of a network with graph stages."""
-    return bool(file) and any('.connectivity.' in name for name in load_state_dict(str(file)))
+    """Whether a checkpoint is of a network with graph stages, and not of a plain one."""
+    if not file or str(file).endswith('.npz'):  # arrays are other people's
+        return False
+    return any('.connectivity.' in name for name in load_state_dict(str(file)))
 
 
 default_cfgs = generate_default_cfgs(

@@ -6,11 +6,11 @@ edge weights; every stage has the paper's input projection, whose BN scale start
 that untrained they compute what the plain network does.
 """
 
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.efficientnet import EfficientNet, decode_arch_def
 from torch import nn
 
+from .base import imagenet_cfg
 from .rewired import create_rewired
 
 __all__ = []
@@ -27,24 +27,12 @@ _LAYOUT = (
 )
 
 
-def _cfg() -> dict:
-    return {
-        'num_classes': 1000,
-        'input_size': (3, 224, 224),
-        'pool_size': (7, 7),
-        'crop_pct': 0.875,
-        'interpolation': 'bicubic',
-        'mean': IMAGENET_DEFAULT_MEAN,
-        'std': IMAGENET_DEFAULT_STD,
-        'first_conv': 'conv_stem',
-        'classifier': 'classifier',
-    }
-
+_CFG = imagenet_cfg(first_conv='conv_stem', classifier='classifier')
 
 default_cfgs = generate_default_cfgs(
     {
-        **{f'mobilenetv2_{k}n.untrained': _cfg() for k in (2, 4, 6)},
-        **{f'topomobilenetv2_{k}.untrained': _cfg() for k in ('100', '2n', '4n', '6n')},
+        **{f'mobilenetv2_{k}n.untrained': _CFG for k in (2, 4, 6)},
+        **{f'topomobilenetv2_{k}.untrained': _CFG for k in ('100', '2n', '4n', '6n')},
     }
 )
 

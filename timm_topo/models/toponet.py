@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Callable, List, Optional, Tuple, Union
 
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import ClassifierHead, get_norm_layer
 from timm.models import build_model_with_cfg, generate_default_cfgs, named_apply, register_model
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from ..nodes import NODES, ConvNorm
 from ..sparsity import check_sparsity, check_sparsity_weight
 from ..stages import GraphStage
 from ..wiring import Wiring
-from .base import GraphNet
+from .base import GraphNet, imagenet_cfg
 from .levels import take_indices
 
 __all__ = ['TopoNet']
@@ -291,18 +290,7 @@ def _init_weights(module: nn.Module, name: str = '') -> None:
 
 
 def _cfg(**kwargs) -> dict:
-    return {
-        'num_classes': 1000,
-        'input_size': (3, 224, 224),
-        'pool_size': (7, 7),
-        'crop_pct': 0.875,
-        'interpolation': 'bicubic',
-        'mean': IMAGENET_DEFAULT_MEAN,
-        'std': IMAGENET_DEFAULT_STD,
-        'first_conv': 'stem.conv',
-        'classifier': 'head.fc',
-        **kwargs,
-    }
+    return imagenet_cfg(first_conv='stem.conv', classifier='head.fc', **kwargs)
 
 
 _SMALL = dict(input_size=(3, 32, 32), pool_size=(8, 8), num_classes=10, crop_pct=1.0)

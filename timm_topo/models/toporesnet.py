@@ -18,6 +18,7 @@ from timm.models import (
 )
 from torch import nn
 
+from .base import imagenet_cfg
 from .toponet import TopoNet, create_toponet
 
 __all__ = ['ResNetCifar', 'ResNetV2Cifar']
@@ -81,27 +82,18 @@ class ResNetV2Cifar(ResNetV2):
         self.init_weights(zero_init_last)
 
 
-def _cfg(**kwargs) -> dict:
-    return {
-        'num_classes': 100,
-        'input_size': (3, 32, 32),
-        'pool_size': (8, 8),
-        'crop_pct': 1.0,
-        'interpolation': 'bicubic',
-        'mean': (0.5071, 0.4865, 0.4409),  # CIFAR-100
-        'std': (0.2673, 0.2564, 0.2762),
-        'classifier': 'head.fc',
-        **kwargs,
-    }
-
-
+_CFG = imagenet_cfg(
+    input_size=(3, 32, 32), pool_size=(8, 8), num_classes=100, crop_pct=1.0,
+    mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762),  # CIFAR-100
+    first_conv='stem.conv', classifier='head.fc',
+)  # fmt: skip
 _DEPTHS = (20, 32, 44, 56, 110)
 
 default_cfgs = generate_default_cfgs(
     {
-        **{f'resnet_cifar{d}.untrained': _cfg(first_conv='stem.conv') for d in _DEPTHS},
-        **{f'resnetv2_cifar{d}.untrained': _cfg(first_conv='stem.conv') for d in _DEPTHS},
-        **{f'toporesnet{d}.untrained': _cfg(first_conv='stem.conv') for d in _DEPTHS},
+        **{f'resnet_cifar{d}.untrained': _CFG for d in _DEPTHS},
+        **{f'resnetv2_cifar{d}.untrained': _CFG for d in _DEPTHS},
+        **{f'toporesnet{d}.untrained': _CFG for d in _DEPTHS},
     }
 )
 
