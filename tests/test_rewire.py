@@ -331,6 +331,8 @@ def test_outputs_that_are_not_finite_are_told_apart():
 
 
 def test_modules_stay_in_the_mode_they_were_in():
+    network = rewire(plain('mobilenetv2_050'), projection=True)
+    assert not any(module.training for module in network.modules())
     model = plain('resnetv2_18').train()
     model.stages[0].blocks[0].norm1.eval()
     network = rewire(model)
@@ -847,6 +849,8 @@ def test_layer_decay_is_that_of_the_plain_network():
 
 def test_fresh_weights_are_timms_own():
     network = set_weights(rewire(plain('mobilenetv2_050'), projection=True).float())
+    for stage in graph_stages(network).values():
+        nn.init.ones_(stage.entry.bn.weight)
     fresh = retrainable(network)
     for stage in graph_stages(fresh).values():
         assert (stage.connectivity.alpha == 1).all()
