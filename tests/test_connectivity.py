@@ -31,7 +31,7 @@ CHANNELS = 4
 WIRING = Wiring(6, [(0, 1), (0, 2), (1, 3), (2, 3), (0, 4), (1, 4), (3, 4), (3, 5), (4, 5)])
 #: A part of it without dead nodes, and where its edges are in ``WIRING.edges``.
 KEPT = (1, 3, 6, 7, 8)
-SMALLER, _ = WIRING.subgraph(WIRING.edges[e] for e in KEPT).prune()
+SMALLER, KEPT_NODES = WIRING.subgraph(WIRING.edges[e] for e in KEPT).prune()
 
 
 class ToySoftmax(Connectivity):
@@ -85,7 +85,7 @@ class ToyGate(Connectivity):
 TOYS = {'toy_softmax': ToySoftmax, 'toy_gate': ToyGate}
 RULES = [*list_connectivity(), *TOYS]
 #: Constructor options of rules that have required ones.
-OPTIONS = {'toy_gate': dict(channels=CHANNELS)}
+OPTIONS = {'toy_gate': dict(channels=CHANNELS), 'router': dict(channels=CHANNELS)}
 
 
 @pytest.fixture(autouse=True)
@@ -122,6 +122,8 @@ def make_stage(connectivity: Connectivity, wiring: Wiring = WIRING) -> GraphStag
 def dense_stage(stage: GraphStage, x: Tensor) -> Tensor:
     """The same stage as a dense adjacency matrix A (B, N, N) over stacked features."""
     wiring, rule = stage.wiring, stage.connectivity
+    if rule.needs_context and rule.thresholds() is not None:
+        return torch.cat([open_stage(stage, image[None]) for image in x])
     x_0 = stage.entry(x)
     features = [x_0] + [torch.zeros_like(x_0)] * (wiring.num_nodes - 1)
     static = None if rule.needs_context else rule.edge_weights()
@@ -137,6 +139,26 @@ def dense_stage(stage: GraphStage, x: Tensor) -> Tensor:
         mixed = torch.einsum('bji,bichw->bjchw', adjacency, torch.stack(features, 1))[:, node]
         features[node] = stage.nodes[node - 1](mixed) if node < wiring.num_nodes - 1 else mixed
     return features[-1]
+
+
+def open_stage(stage: GraphStage, x: Tensor) -> Tensor:
+    """One image through the edges that its thresholds leave open, computed nodes only."""
+    wiring, rule, last = stage.wiring, stage.connectivity, stage.wiring.num_nodes - 1
+    features, thresholds = {0: stage.entry(x)}, rule.thresholds().tolist()
+    edges = {edge: e for e, edge in enumerate(wiring.edges)}
+    for node in range(1, last + 1):
+        sources = wiring.preds(node)
+        absent = torch.zeros_like(features[0])
+        means = [features.get(source, absent).mean((2, 3)) for source in sources]
+        weights = dict(zip(sources, rule(node, torch.stack(means, 1))[0]))
+        weights = {s: w for s, w in weights.items() if s in features}
+        kept = [s for s, w in weights.items() if w >= thresholds[edges[s, node]]]
+        if node == last and not kept:
+            kept = [max(weights, key=weights.get)]
+        if kept:
+            mixed = sum(weights[s] * features[s] for s in kept)
+            features[node] = mixed if node == last else stage.nodes[node - 1](mixed)
+    return features[last]
 
 
 # -- the shared rule tests ----------------------------------------------------------------------
@@ -175,8 +197,8 @@ def test_a_stage_equals_its_dense_adjacency_matrix(rule):
     wanted = [x, *stage.parameters()]
     direction = torch.randn_like(sparse)
     torch.testing.assert_close(
-        torch.autograd.grad(sparse, wanted, direction),
-        torch.autograd.grad(dense, wanted, direction),
+        torch.autograd.grad(sparse, wanted, direction, materialize_grads=True),
+        torch.autograd.grad(dense, wanted, direction, materialize_grads=True),
     )
 
 
@@ -246,7 +268,11 @@ def test_select_keeps_what_is_stored_for_the_edges_that_stay(rule):
     assert type(smaller) is type(connectivity)
     assert smaller.num_edges == SMALLER.num_edges
     for name, value in smaller.state_dict().items():
-        expected = before[name][list(KEPT)] if before[name].shape[:1] == (9,) else before[name]
+        expected = before[name]
+        if name in connectivity.per_edge:
+            expected = expected[list(KEPT)]
+        if name in connectivity.per_source:
+            expected = expected[list(KEPT_NODES[:-1])]
         assert torch.equal(value, expected), name
     torch.testing.assert_close(connectivity.state_dict(), before, rtol=0, atol=0)
     trained = dict(smaller.named_parameters())
@@ -283,10 +309,10 @@ def test_a_stage_can_be_exported_for_any_batch_size(rule):
 @pytest.mark.parametrize('rule', RULES)
 def test_the_edge_weights_of_a_rule_are_not_decayed(rule):
     stage = make_stage(build(rule))
-    stage.connectivity.weight_decay = False
+    stage.connectivity.decayed = ()
     names = {f'connectivity.{name}' for name, _ in stage.connectivity.named_parameters()}
     assert undecayed_parameters(stage) == names
-    stage.connectivity.weight_decay = True
+    stage.connectivity.decayed = tuple(dict(stage.connectivity.named_parameters()))
     assert undecayed_parameters(stage) == set()
 
 

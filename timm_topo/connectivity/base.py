@@ -24,16 +24,18 @@ class Connectivity(nn.Module):
     Attributes:
         per_edge: Names of the parameters and buffers that have the edge in dimension 0, in the
             order of ``wiring.edges``.
+        per_source: Names of those that have the node in dimension 0, for all nodes but the output.
         needs_context: Whether ``forward`` receives the pooled features of the sources.
-        weight_decay: Whether optimizers may decay the rule's parameters.
+        decayed: Names of the parameters that optimizers may decay: none, unless named here.
         options: Constructor options that differ from none, JSON-ready; what is learned or loaded
             is state and does not belong here. Set by rules that have options.
     """
 
     spans: List[List[int]]
     per_edge: tuple[str, ...] = ()
+    per_source: tuple[str, ...] = ()
     needs_context: bool = False
-    weight_decay: bool = False
+    decayed: tuple[str, ...] = ()
 
     def __init__(self, wiring: Wiring):
         super().__init__()
@@ -54,6 +56,14 @@ class Connectivity(nn.Module):
             ``(in_degree,)``, or ``(B, in_degree)`` for weights that depend on the image.
         """
         raise NotImplementedError
+
+    def thresholds(self) -> Optional[Tensor]:
+        """Weights ``(E,)`` below which evaluation closes edges; None: it closes none.
+
+        For weights that depend on the image only; the stage does the rest (see
+        :class:`timm_topo.stages.GraphStage`).
+        """
+        return None
 
     def edge_weights(self) -> Tensor:
         """All weights ``(E,)`` as evaluation uses them, for sparsity, pruning and plots.
@@ -80,13 +90,16 @@ class Connectivity(nn.Module):
         smaller.wiring = wiring
         smaller.num_edges = wiring.num_edges
         smaller.spans = [list(span) for span in wiring.in_edges]
-        picks = torch.as_tensor(edges, dtype=torch.long)
-        for name in self.per_edge:
-            value = getattr(self, name)
-            picked = value.detach()[picks.to(value.device)].clone()
-            if isinstance(value, nn.Parameter):
-                picked = nn.Parameter(picked, requires_grad=value.requires_grad)
-            setattr(smaller, name, picked)
+        node = {new: self.wiring.edges[e][0] for (new, _), e in zip(wiring.edges, edges)}
+        nodes = [node[source] for source in range(wiring.num_nodes - 1)] if self.per_source else []
+        for names, picks in ((self.per_edge, edges), (self.per_source, nodes)):
+            picks = torch.as_tensor(picks, dtype=torch.long)
+            for name in names:
+                value = getattr(self, name)
+                picked = value.detach()[picks.to(value.device)].clone()
+                if isinstance(value, nn.Parameter):
+                    picked = nn.Parameter(picked, requires_grad=value.requires_grad)
+                setattr(smaller, name, picked)
         return smaller
 
     def extra_repr(self) -> str:
@@ -193,8 +206,9 @@ def undecayed_parameters(model: nn.Module) -> set[str]:
     return {
         f'{prefix}.{name}' if prefix else name
         for prefix, module in model.named_modules()
-        if isinstance(module, Connectivity) and not module.weight_decay
+        if isinstance(module, Connectivity)
         for name, _ in module.named_parameters()
+        if name not in module.decayed
     }
 
 

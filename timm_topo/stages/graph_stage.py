@@ -1,7 +1,11 @@
-"""The executor: one wiring at one resolution (TopoNet, section 3.1 and Algorithm 1)."""
+"""The executor: one wiring at one resolution (TopoNet, section 3.1 and Algorithm 1).
+
+Where edge weights depend on the image, the stage also keeps DG-Net's buffer (section 3.4), row by
+row: row j of the adjacency matrices ``(B, N, N)`` is what node j reads.
+"""
 
 from collections.abc import Sequence
-from typing import List, Optional
+from typing import List, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +25,12 @@ class GraphStage(nn.Module):
 
     With ``raw_entry``, node 1 reads the stage input itself, x_1 = node_1(a_01 x): the first block
     of a residual stage, which resizes and projects like the shortcut beside it (here the entry).
+
+    In evaluation, a rule with ``thresholds()`` closes edges per image (DG-Net, Eq. 5): a_ij = 0
+    where it is below the threshold of its edge or where x_i was not computed. x_j is not computed
+    for an image all of whose edges into j are closed. The output keeps its strongest edge from a
+    node that was computed, so that no threshold cuts a stage with an edge (0, N-1) in two (ours).
+    What an image gets does not depend on the others in its batch.
 
     Args:
         wiring: N nodes without dead ones.
@@ -75,8 +85,8 @@ class GraphStage(nn.Module):
         """Stage input ``(B, C_in, H_in, W_in)`` -> stage output ``(B, C, H, W)``."""
         if not torch.jit.is_scripting():
             if self.grad_checkpointing and torch.is_grad_enabled() and not torch.jit.is_tracing():
-                return checkpoint(self.run, x, use_reentrant=False)
-        return self.run(x)
+                return checkpoint(self.run, x, use_reentrant=False)[0]
+        return self.run(x)[0]
 
     @torch.jit.unused
     def select(self, edges: Sequence[int]) -> 'GraphStage':
@@ -103,29 +113,124 @@ class GraphStage(nn.Module):
         stage.grad_checkpointing = self.grad_checkpointing
         return stage.train(self.training)
 
-    def run(self, x: Tensor) -> Tensor:
-        """The equation, without activation checkpointing."""
-        features = [self.entry(x)]
-        pooled = self.pool(features, [])
-        for i, node in enumerate(self.nodes):
-            sources = [x] if self.raw_entry and i == 0 else features
-            features.append(node(self.gather(sources, pooled, i + 1)))
-            pooled = self.pool(features, pooled)
-        return self.gather(features, pooled, len(self.nodes) + 1)
+    def run(self, x: Tensor) -> Tuple[Tensor, List[Tensor]]:
+        """The equation, without activation checkpointing.
 
-    def gather(self, features: List[Tensor], pooled: List[Tensor], node: int) -> Tensor:
-        """Input of ``node``: the weighted sum of its predecessors' features."""
-        inputs = [features[source] for source in self.preds[node]]
+        Returns:
+            The stage output, and the weights that nodes ``1 .. N - 1`` read, each as the rule
+            gives them, ``(in_degree,)`` or ``(B, in_degree)``.
+        """
+        thresholds: Optional[Tensor] = None
+        if self.needs_context and not self.training:
+            thresholds = self.connectivity.thresholds()
+        if not torch.jit.is_scripting():
+            if thresholds is not None and _is_eager(x):
+                if not thresholds.any():
+                    thresholds = None
+                else:
+                    return self.run_open(x, thresholds)
+        features = [self.entry(x)]
+        pooled = self.pool(features[0], [])
+        computed = [_all_of(features[0])]
+        rows: List[Tensor] = []
+        for i, node in enumerate(self.nodes):
+            rows.append(self.weigh(i + 1, pooled))
+            if thresholds is not None:
+                rows[-1], is_open = self.close(i + 1, rows[-1], thresholds, computed)
+                computed.append(is_open.any(1))
+            features.append(node(aggregate(self.inputs(i + 1, x, features), rows[-1])))
+            pooled = self.pool(features[-1], pooled)
+        last = len(self.nodes) + 1
+        rows.append(self.weigh(last, pooled))
+        if thresholds is not None:
+            rows[-1], _ = self.close(last, rows[-1], thresholds, computed)
+        return aggregate(self.inputs(last, x, features), rows[-1]), rows
+
+    def inputs(self, node: int, x: Tensor, features: List[Tensor]) -> List[Tensor]:
+        """What ``node`` may read, in the order of its in-edges."""
+        if self.raw_entry and node == 1:
+            return [x]
+        return [features[source] for source in self.preds[node]]
+
+    def pool(self, feature: Tensor, pooled: List[Tensor]) -> List[Tensor]:
+        """Append the spatial mean ``(B, C)`` of a map, if the rule asks for it."""
+        if self.needs_context:
+            pooled.append(feature.mean((2, 3)))
+        return pooled
+
+    def weigh(self, node: int, pooled: List[Tensor]) -> Tensor:
+        """Weights of the in-edges of ``node``, all open."""
         if self.needs_context:
             context = torch.stack([pooled[source] for source in self.preds[node]], 1)
-            return aggregate(inputs, self.connectivity(node, context))
-        return aggregate(inputs, self.connectivity(node))
+            return self.connectivity(node, context)
+        return self.connectivity(node)
 
-    def pool(self, features: List[Tensor], pooled: List[Tensor]) -> List[Tensor]:
-        """Append the spatial mean ``(B, C)`` of the newest map, if the rule asks for it."""
-        if self.needs_context:
-            pooled.append(features[-1].mean((2, 3)))
-        return pooled
+    def close(
+        self, node: int, weights: Tensor, thresholds: Tensor, computed: List[Tensor]
+    ) -> Tuple[Tensor, Tensor]:
+        """Weights ``(B, in_degree)`` with closed edges at 0, and which edges are open.
+
+        Args:
+            node: Whose in-edges.
+            weights: Their weights, all open.
+            thresholds: Those of all edges, ``(E,)``.
+            computed: For which images each earlier node was computed, ``(B,)`` booleans.
+        """
+        span = self.connectivity.spans[node]
+        available = torch.stack([computed[source] for source in self.preds[node]], 1)
+        is_open = (weights >= thresholds[span[0] : span[1]]) & available
+        if node == len(self.nodes) + 1:
+            strongest = weights.masked_fill(~available, -1.0).argmax(1, keepdim=True)
+            strongest = torch.zeros_like(is_open).scatter(1, strongest, True) & available
+            is_open = is_open | (strongest & ~is_open.any(1, keepdim=True))
+        return torch.where(is_open, weights, torch.zeros_like(weights)), is_open
+
+    @torch.jit.unused
+    def run_open(self, x: Tensor, thresholds: Tensor) -> Tuple[Tensor, List[Tensor]]:
+        """As :meth:`run`, computing only what an image of the batch needs."""
+        x_0 = self.entry(x)
+        features, pooled, computed, rows = [x_0], self.pool(x_0, []), [_all_of(x_0)], []
+        for i in range(1, len(self.nodes) + 2):
+            weights, is_open = self.close(i, self.weigh(i, pooled), thresholds, computed)
+            needed = is_open.any(1)
+            node = self.nodes[i - 1] if i <= len(self.nodes) else nn.Identity()
+            inputs = self.inputs(i, x, features)
+            feature, mean = _run_where(node, inputs, weights, is_open, needed, x_0)
+            features.append(feature)
+            pooled.append(mean)
+            computed.append(needed)
+            rows.append(weights)
+        return features[-1], rows
+
+
+def _run_where(
+    node: nn.Module, inputs: List[Tensor], weights: Tensor, is_open: Tensor, needed: Tensor, x_0
+) -> Tuple[Tensor, Tensor]:
+    """A node's map, zero for images that do not need it, and its spatial mean."""
+    by_image = is_open.tolist()  # the one time that the host waits for the device
+    count = sum(any(edges) for edges in by_image)
+    if not count:
+        return x_0.new_zeros(()).expand_as(x_0), x_0.new_zeros(x_0.shape[:2])
+    used = [k for k, edges in enumerate(zip(*by_image)) if any(edges)]
+    inputs, weights = [inputs[k] for k in used], weights[:, used]
+    if count == len(needed):
+        feature = node(aggregate(inputs, weights))
+        return feature, feature.mean((2, 3))
+    at = needed.nonzero().squeeze(1)
+    part = node(aggregate([x[at] for x in inputs], weights[at]))
+    feature = torch.zeros_like(x_0, dtype=part.dtype).index_copy(0, at, part)
+    return feature, part.new_zeros(feature.shape[:2]).index_copy(0, at, part.mean((2, 3)))
+
+
+def _all_of(x: Tensor) -> Tensor:
+    """``(B,)``, True for every image of a batch."""
+    return torch.ones(x.shape[:1], dtype=torch.bool, device=x.device)
+
+
+def _is_eager(x: Tensor) -> bool:
+    """Whether values decide what runs: not so in what is traced, compiled or exported."""
+    traced = torch.jit.is_tracing() or torch.compiler.is_compiling()
+    return not traced and not isinstance(x, torch.fx.Proxy)
 
 
 def graph_stages(model: nn.Module) -> dict[str, GraphStage]:

@@ -1,0 +1,181 @@
+"""DG-Net: edge weights that each image predicts for itself (Yuan et al., 2020, section 3.3)."""
+
+import math
+from collections.abc import Sequence
+from typing import Optional
+
+import torch
+from torch import Tensor, nn
+
+from ..wiring import Wiring
+from .base import Connectivity, register_connectivity
+
+__all__ = ['RouterConnectivity', 'check_tau']
+
+_LARGEST = 1 - 2**-10  # a threshold of 1 would close every edge
+
+
+@register_connectivity('router')
+class RouterConnectivity(Connectivity):
+    """a_ij = sigmoid(w_ij . g_i + b_ij), g_i the spatial mean of x_i (Eq. 4), cut at tau (Eq. 5).
+
+    The paper predicts all out-edges of a node at its router, a linear layer of C inputs and one
+    output per out-edge. Here a node asks for its in-edges; edge (i, j) has the same w_ij and b_ij
+    either way, so both are the same function (appendix 6.2).
+
+    Every node has a threshold tau for its out-edges. Evaluation closes edges below it; training
+    stays soft. The gradient of tau is ours, as the paper names none: that of the expected loss if
+    the threshold had logistic noise of scale ``temperature``, to first order in the weights that
+    it closes. So tau rises where edges just above it do harm, falls where those just below it
+    would help, and stays within [0, 1).
+
+    Parameters are ``weight`` ``(E, C)``, which optimizers may decay, ``bias`` ``(E,)`` and ``tau``
+    ``(N - 1,)``, which they may not.
+
+    Args:
+        wiring: The wiring.
+        channels: C, channels of the maps.
+        router_init: What every edge weighs at first, whatever the image: b_ij = logit(router_init)
+            and w_ij = 0 (the paper is silent). 0.5, the default, is where sigmoid learns fastest;
+            near 1, a re-wired network computes about what it did with its shortcuts.
+        tau: Initial threshold in [0, 1); 0 keeps every edge.
+        temperature: Width of the gradient of tau, > 0.
+
+    Raises:
+        TypeError: A value is no number.
+        ValueError: A value is out of range.
+    """
+
+    per_edge = ('weight', 'bias')
+    per_source = ('tau',)
+    needs_context = True
+    decayed = ('weight',)
+
+    def __init__(
+        self,
+        wiring: Wiring,
+        channels: int,
+        router_init: float = 0.5,
+        tau: float = 0.0,
+        temperature: float = 0.1,
+    ):
+        super().__init__(wiring)
+        if isinstance(channels, bool) or not isinstance(channels, int):
+            raise TypeError(f'channels must be an integer, got {channels!r}')
+        if channels < 1:
+            raise ValueError(f'channels must be at least 1, got {channels}')
+        self.channels = channels
+        self.router_init = _number('router_init', router_init)
+        if not 0 < self.router_init < 1:
+            raise ValueError(f'router_init must be in (0, 1), got {router_init}')
+        self.initial_tau = check_tau(tau)
+        self.largest = _LARGEST  # as an attribute, for TorchScript
+        self.temperature = _number('temperature', temperature)
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise ValueError(f'temperature must be finite and > 0, got {temperature}')
+        self.options = {
+            'channels': channels, 'router_init': self.router_init, 'tau': self.initial_tau,
+            'temperature': self.temperature,
+        }  # fmt: skip
+        self.weight = nn.Parameter(torch.empty(self.num_edges, channels))
+        self.bias = nn.Parameter(torch.empty(self.num_edges))
+        self.tau = nn.Parameter(torch.empty(wiring.num_nodes - 1))
+        self.register_buffer('source', _sources(wiring), persistent=False)
+        self.reset_parameters()
+
+    def forward(self, node: int, context: Optional[Tensor] = None) -> Tensor:
+        span = self.spans[node]
+        assert context is not None, 'a router needs the pooled features of the sources'
+        if not torch.jit.is_scripting():
+            self._check(node, context)
+        logits = (context * self.weight[span[0] : span[1]]).sum(-1)
+        weights = torch.sigmoid(logits + self.bias[span[0] : span[1]])
+        if not self.training:
+            return weights
+        # worth nothing, with the gradient of tau
+        closing = weights.detach()
+        if torch.jit.is_scripting():
+            tau = self.tau.clamp(0.0, self.largest)
+        else:
+            tau = _Within.apply(self.tau, 0.0, self.largest)
+        tau = tau[self.source[span[0] : span[1]]]
+        gated = closing * torch.sigmoid((closing - tau) / self.temperature)
+        return weights + (gated - gated.detach())
+
+    def thresholds(self) -> Optional[Tensor]:
+        """tau of each edge's source, ``(E,)``."""
+        return self.tau.clamp(0.0, self.largest)[self.source]
+
+    def edge_weights(self) -> Tensor:
+        raise RuntimeError(
+            'the weights of a router depend on the image: average '
+            'timm_topo.adjacency(model, images) over images'
+        )
+
+    def reset_parameters(self) -> None:
+        """Every edge weighs ``router_init`` for every image, every node has the initial tau."""
+        nn.init.zeros_(self.weight)
+        nn.init.constant_(self.bias, math.log(self.router_init / (1 - self.router_init)))
+        nn.init.constant_(self.tau, self.initial_tau)
+        self.source.copy_(_sources(self.wiring))
+
+    def select(self, wiring: Wiring, edges: Sequence[int]) -> 'RouterConnectivity':
+        smaller = super().select(wiring, edges)
+        smaller.source = _sources(wiring).to(self.source.device)
+        return smaller
+
+    def extra_repr(self) -> str:
+        return f'{super().extra_repr()}, channels={self.channels}, tau={self.initial_tau:g}'
+
+    @torch.jit.unused
+    def _check(self, node: int, context: Tensor) -> None:
+        span = self.spans[node]
+        if span[0] == span[1]:
+            raise ValueError(f'node {node} of {self.wiring} has no in-edge to be routed')
+        if context.shape[1:] != (span[1] - span[0], self.channels):
+            raise ValueError(
+                f'node {node} needs a context of (B, {span[1] - span[0]}, {self.channels}), got '
+                f'{tuple(context.shape)}'
+            )
+
+
+class _Within(torch.autograd.Function):
+    """Clamp whose gradient still leads back into the range from outside and from its ends."""
+
+    @staticmethod
+    def forward(x: Tensor, low: float, high: float) -> Tensor:
+        return x.clamp(low, high)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        x, *ctx.range = inputs
+        ctx.save_for_backward(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        (x,) = ctx.saved_tensors
+        low, high = ctx.range
+        outward = ((x <= low) & (grad > 0)) | ((x >= high) & (grad < 0))
+        return grad.masked_fill(outward, 0.0), None, None
+
+
+def check_tau(tau: float) -> float:
+    """``tau``, if it can be a threshold.
+
+    Raises:
+        TypeError: It is no number.
+        ValueError: It is outside [0, 1).
+    """
+    if not 0 <= _number('tau', tau) < 1:
+        raise ValueError(f'tau must be in [0, 1), got {tau}')
+    return float(tau)
+
+
+def _number(name: str, value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f'{name} must be a number, got {value!r}')
+    return float(value)
+
+
+def _sources(wiring: Wiring) -> Tensor:
+    return torch.tensor([source for source, _ in wiring.edges], dtype=torch.long)
