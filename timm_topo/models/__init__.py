@@ -1,6 +1,6 @@
 """Networks, a table of variants each, and their timm entry points."""
 
-from . import topomobilenet
+from . import dgnet, topomobilenet
 from .families import Rewired
 from .rewired import rewire, unwire
 from .toponet import TopoNet
@@ -11,6 +11,7 @@ __all__ = [
     'ResNetV2Cifar',
     'Rewired',
     'TopoNet',
+    'dgnet',
     'rewire',
     'topomobilenet',
     'unwire',

@@ -22,7 +22,15 @@ from ..nodes import ConvNorm
 from ..stages import GraphStage, graph_stages
 from .base import GraphNet
 
-__all__ = ['FAMILIES', 'Rewired', 'is_new', 'reset_projection', 'rewired_class']
+__all__ = [
+    'FAMILIES',
+    'Rewired',
+    'is_new',
+    'replaced',
+    'reset_input_conv',
+    'reset_projection',
+    'rewired_class',
+]
 
 
 class Rewired(GraphNet):
@@ -58,8 +66,8 @@ class Rewired(GraphNet):
     def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):
         """Load weights of this network, or of the plain one.
 
-        From the plain network's weights come all but edge weights and added projections, which
-        stay as they are.
+        From the plain network's weights come all but edge weights, added projections and input
+        convolutions made anew, which stay as they are.
 
         Raises:
             RuntimeError: The weights are of another network; says how many do not fit.
@@ -69,7 +77,9 @@ class Rewired(GraphNet):
         only_plain = own_name.keys() - names.keys()
         if only_plain & state_dict.keys():
             new = {name: value for name, value in self.state_dict().items() if not names[name]}
-            state_dict = {**new, **{own_name.get(n, n): v for n, v in state_dict.items()}}
+            gone = tuple(f'{module.instead_of}.' for module in replaced(self))
+            kept = {n: v for n, v in state_dict.items() if not n.startswith(gone)}
+            state_dict = {**new, **{own_name.get(n, n): v for n, v in kept.items()}}
         try:
             return super().load_state_dict(state_dict, strict=strict, assign=assign)
         except RuntimeError as error:
@@ -108,7 +118,9 @@ class Rewired(GraphNet):
         for stage in graph_stages(self).values():
             stage.connectivity.reset_parameters()
             if is_new(stage.entry):
-                reset_projection(stage.entry)
+                reset_projection(stage.entry, beside=stage.raw_entry)
+        for conv in replaced(self):
+            reset_input_conv(conv)
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False):
@@ -174,11 +186,29 @@ def is_new(entry: nn.Module) -> bool:
     return isinstance(entry, ConvNorm) and not hasattr(entry, 'origin')
 
 
+def replaced(model: nn.Module) -> list[nn.Conv2d]:
+    """Input convolutions that stand instead of those of the plain network."""
+    return [module for module in model.modules() if hasattr(module, 'instead_of')]
+
+
 @torch.no_grad()
-def reset_projection(projection: ConvNorm) -> None:
-    nn.init.kaiming_normal_(projection.conv.weight, mode='fan_out', nonlinearity='relu')
+def reset_projection(projection: ConvNorm, beside: bool) -> None:
+    """Fresh weights: beside a node adding nothing at first, else handing on what comes in."""
+    conv = projection.conv
     projection.bn.reset_parameters()
-    nn.init.zeros_(projection.bn.weight)  # adds nothing at first
+    if not beside and conv.in_channels == conv.out_channels:
+        nn.init.dirac_(conv.weight)
+    else:
+        reset_input_conv(conv)
+    if beside:
+        nn.init.zeros_(projection.bn.weight)
+
+
+@torch.no_grad()
+def reset_input_conv(conv: nn.Conv2d) -> None:
+    nn.init.kaiming_normal_(conv.weight, mode='fan_out', nonlinearity='relu')
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
 
 
 def _plain_names(
@@ -186,7 +216,8 @@ def _plain_names(
 ) -> Iterator[tuple[str, str | None]]:
     if isinstance(module, GraphStage):
         plain = None  # what is not marked inside is new
-    plain = f'{module.origin}.' if hasattr(module, 'origin') else plain
+    if hasattr(module, 'origin'):
+        plain = module.origin and f'{module.origin}.'
     buffers = [key for key in module._buffers if key not in module._non_persistent_buffers_set]
     for key in [*module._parameters, *buffers]:
         if getattr(module, key) is not None:

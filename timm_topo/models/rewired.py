@@ -24,7 +24,7 @@ from torch import nn
 from ..generators import make_wiring
 from ..sparsity import check_sparsity, check_sparsity_weight
 from ..stages import GraphStage, graph_stages
-from .families import Rewired, is_new
+from .families import Rewired, is_new, replaced
 from .surgery import rewire_stages
 
 __all__ = ['create_rewired', 'rewire', 'unwire']
@@ -38,6 +38,7 @@ def rewire(
     exact: bool = True,
     sparsity: str = 'none',
     sparsity_weight: float = 1e-4,
+    projected_entry: bool = False,
 ) -> nn.Module:
     """A copy of a residual timm model whose shortcuts are weighted edges.
 
@@ -58,6 +59,10 @@ def rewire(
             difference of the outputs is then measured and told as a warning.
         sparsity: The model's ``sparsity``: ``'none'``, ``'uniform'`` or ``'adaptive'``.
         sparsity_weight: Its lambda.
+        projected_entry: Whether first blocks that have a shortcut and keep the resolution read
+            the projected x_0 as the others do, as in DG-Net's ResNets, instead of the stage
+            input; a first convolution that must read more channels then starts anew, an identity
+            shortcut becomes a projection. Another function, so only with ``exact=False``.
 
     Returns:
         The re-wired network, of a subclass of the model's class.
@@ -75,14 +80,16 @@ def rewire(
     sparsity_weight = check_sparsity_weight(sparsity_weight)
     args = dict(model._model_args)
     network = rewire_stages(
-        copy.deepcopy(model), cfg['architecture'], args, connectivity, wiring, projection, exact
-    )
+        copy.deepcopy(model), cfg['architecture'], args, connectivity, wiring, projection, exact,
+        projected_entry,
+    )  # fmt: skip
     _check_same(model, network, exact)
     network.sparsity, network.sparsity_weight = sparsity, sparsity_weight
     network.pretrained_cfg = network.default_cfg = {**cfg, 'architecture': 'rewired'}
     network._model_args = {
         **args, 'base': network.base, 'projection': projection, 'exact': exact,
         'sparsity': sparsity, 'sparsity_weight': sparsity_weight,
+        'projected_entry': projected_entry,
     }  # fmt: skip
     return network
 
@@ -107,6 +114,8 @@ def unwire(model: nn.Module) -> nn.Module:
             why = 'nodes that were pruned'
         elif not why and is_new(stage.entry) and not _adds_nothing(stage.entry):
             why = 'a projection of its own'
+        elif not why and replaced(stage):
+            why = 'an input convolution of its own'
         if why:
             raise ValueError(f'no plain {model.base} computes the same: {name} has {why}')
     reference = next(model.parameters())
@@ -224,7 +233,8 @@ def create_rewired(variant: str, pretrained: bool, defaults: dict, overrides: di
     graph = {
         key: options.pop(key, default)
         for key, default in (('connectivity', 'alpha'), ('wiring', 'complete'),
-                             ('projection', False), ('exact', True), ('node_ids', None))
+                             ('projection', False), ('exact', True),
+                             ('projected_entry', False), ('node_ids', None))
     }  # fmt: skip
     sparsity = check_sparsity(options.pop('sparsity', 'none'))
     sparsity_weight = check_sparsity_weight(options.pop('sparsity_weight', 1e-4))

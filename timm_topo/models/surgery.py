@@ -15,7 +15,7 @@ from ..nodes import ConvNorm
 from ..nodes.residual import Residual, block_name, known_blocks, take_apart
 from ..stages import GraphStage
 from .base import GraphNet
-from .families import FAMILIES, Rewired, reset_projection, rewired_class
+from .families import FAMILIES, Rewired, reset_input_conv, reset_projection, rewired_class
 
 __all__ = ['rewire_stages']
 
@@ -55,6 +55,7 @@ def rewire_stages(
     wiring,
     projection: bool,
     exact: bool,
+    projected_entry: bool = False,
     node_ids: Sequence[Sequence[int]] | None = None,
 ) -> nn.Module:
     """Rewire ``model``, which ``base`` and ``base_args`` describe, in place.
@@ -63,7 +64,8 @@ def rewire_stages(
     identity blocks behind it; a segment is one graph. For the other arguments see
     :func:`timm_topo.models.rewired.rewire`; ``node_ids`` are, per graph, those that pruning left.
     """
-    for name, value in (('projection', projection), ('exact', exact)):
+    flags = {'projection': projection, 'exact': exact, 'projected_entry': projected_entry}
+    for name, value in flags.items():
         if not isinstance(value, bool):
             raise TypeError(f'{name} must be True or False, got {value!r}')
     if isinstance(model, Rewired):
@@ -82,6 +84,11 @@ def rewire_stages(
             f'{base} has no residual stage of known blocks; known: {", ".join(known_blocks())}'
         )
     activation = _activation_between(graphs)
+    if exact and projected_entry:
+        raise ValueError(
+            f'{base} cannot be re-wired exactly with projected_entry, which gives first blocks '
+            'another input; exact=False re-wires it all the same and measures the difference'
+        )
     if exact and activation:
         raise ValueError(
             f'{base} cannot be re-wired exactly: {activation} follows its residual sums; '
@@ -93,7 +100,7 @@ def rewire_stages(
         _per_graph('node_ids', None if node_ids is None else list(node_ids), graphs),
     )
     built = {
-        segment[0].name: _build(segment, stage, projection, *options)
+        segment[0].name: _build(segment, stage, projection, projected_entry, *options)
         for stage, (segment, options) in enumerate(zip(graphs, per_graph))
     }
     for name, segments in stages.items():
@@ -107,7 +114,7 @@ def rewire_stages(
         parent, _, leaf = name.rpartition('.')
         setattr(model.get_submodule(parent), leaf, stage)
     model.__class__ = family
-    model.base, model.base_args, model.linear = base, base_args, activation is None
+    model.base, model.base_args, model.linear = base, base_args, not (activation or projected_entry)
     for module in set(model.modules()) - before:
         module.training = model.training
     checkpointed = [m for m in before if getattr(m, 'grad_checkpointing', False)]
@@ -164,11 +171,20 @@ def _activation_between(graphs: list[list[_Block]]) -> str | None:
 
 
 def _build(
-    segment: list[_Block], stage: int, projection: bool, wiring, connectivity, node_ids
+    segment: list[_Block],
+    stage: int,
+    projection: bool,
+    projected_entry: bool,
+    wiring,
+    connectivity,
+    node_ids,
 ) -> list[nn.Module]:
     """The graph of a segment, between the norm and the activation that belong to it."""
-    first, blocks, norm, raw = segment[0], segment, None, False
-    if first.has_identity:
+    first, blocks, norm, raw, act = segment[0], segment, None, False, None
+    if projected_entry and _keeps_resolution(first):
+        entry = _projected_entry(first)
+        act = copy.deepcopy(first.parts.act)  # x_0 is not activated, unlike the stage input
+    elif first.has_identity:
         entry = nn.Identity()
     elif first.parts is not None and first.parts.shortcut is not None:
         entry, raw = first.own(first.parts.shortcut), True
@@ -177,7 +193,7 @@ def _build(
         entry, raw = _projection(first.parts.branch), True
     else:  # the first block as a whole makes x_0
         entry, blocks = _from(first.name, first.module), segment[1:]
-    nodes, act = [], None
+    nodes = []
     for block in blocks:
         branch = _from(block.name, block.parts.branch)
         # what the stage reads is activated already, what its sums yield is not
@@ -232,12 +248,50 @@ def _shape(module: nn.Module) -> tuple[int, int, int]:
     return in_chs, output.shape[1], 64 // output.shape[2]
 
 
-def _projection(branch: nn.Module) -> ConvNorm:
-    """x_0 = BN(conv1x1(x)) beside a branch, adding nothing at first."""
-    reference = next(branch.parameters())
-    in_chs, out_chs, stride = _shape(branch)
+def _projection(module: nn.Module, beside: bool = True) -> ConvNorm:
+    """x_0 = BN(conv1x1(x)), shaped as ``module``; beside it adding nothing at first."""
+    reference = next(module.parameters())
+    in_chs, out_chs, stride = _shape(module)
     projection = ConvNorm(
         in_chs, out_chs, 1, stride, device=reference.device, dtype=reference.dtype
     )
-    reset_projection(projection)
+    reset_projection(projection, beside)
     return projection
+
+
+def _keeps_resolution(block: _Block) -> bool:
+    """Whether it is a residual block with a shortcut and stride 1."""
+    if block.parts is None or block.parts.shortcut is None:
+        return False
+    return _shape(block.module)[2] == 1
+
+
+def _projected_entry(first: _Block) -> nn.Module:
+    """The projection to x_0 that the first block itself reads too (DG-Net's first stages).
+
+    The block's first convolution is made anew where it has to read another number of channels.
+
+    Raises:
+        ValueError: The block shares a norm with its shortcut (pre-activation), or its first
+            convolution has groups.
+    """
+    if first.parts.norm is not None:
+        raise ValueError(f'projected_entry does not fit the pre-activation block {first.name}')
+    _, out_chs, _ = _shape(first.module)
+    name, conv = next(
+        (n, m) for n, m in first.parts.branch.named_modules() if isinstance(m, nn.Conv2d)
+    )
+    if conv.in_channels != out_chs:
+        if conv.groups != 1 or '.' in name:
+            raise ValueError(f'projected_entry does not fit {first.name}, which starts with {conv}')
+        wider = nn.Conv2d(
+            out_chs, conv.out_channels, conv.kernel_size, conv.stride, conv.padding,
+            conv.dilation, bias=conv.bias is not None, device=conv.weight.device,
+            dtype=conv.weight.dtype,
+        )  # fmt: skip
+        wider.origin, wider.instead_of = None, f'{first.name}.{name}'
+        reset_input_conv(wider)
+        setattr(first.parts.branch, name, wider)
+    if first.has_identity:
+        return _projection(first.module, beside=False)
+    return first.own(first.parts.shortcut)

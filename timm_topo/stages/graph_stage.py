@@ -181,7 +181,8 @@ class GraphStage(nn.Module):
         is_open = (weights >= thresholds[span[0] : span[1]]) & available
         if node == len(self.nodes) + 1:
             strongest = weights.masked_fill(~available, -1.0).argmax(1, keepdim=True)
-            strongest = torch.zeros_like(is_open).scatter(1, strongest, True) & available
+            edges = torch.arange(weights.shape[1], device=weights.device)
+            strongest = (edges == strongest) & available
             is_open = is_open | (strongest & ~is_open.any(1, keepdim=True))
         return torch.where(is_open, weights, torch.zeros_like(weights)), is_open
 
@@ -230,7 +231,7 @@ def _all_of(x: Tensor) -> Tensor:
 def _is_eager(x: Tensor) -> bool:
     """Whether values decide what runs: not so in what is traced, compiled or exported."""
     traced = torch.jit.is_tracing() or torch.compiler.is_compiling()
-    return not traced and not isinstance(x, torch.fx.Proxy)
+    return not traced and not isinstance(x, torch.fx.Proxy) and not x.is_meta
 
 
 def graph_stages(model: nn.Module) -> dict[str, GraphStage]:

@@ -181,7 +181,9 @@ def _rewire(args: Namespace, model: nn.Module) -> nn.Module:
         if args.rewire_kwargs:
             raise ValueError(f'--rewire-kwargs {args.rewire_kwargs} need --rewire')
         return model
-    known = ('wiring', 'projection', 'exact', 'sparsity', 'sparsity_weight')
+    known = (
+        'wiring', 'projection', 'exact', 'sparsity', 'sparsity_weight', 'projected_entry',
+    )  # fmt: skip
     unknown = sorted(set(args.rewire_kwargs) - set(known))
     if unknown:
         raise ValueError(f'--rewire-kwargs has {unknown}; known: {", ".join(known)}')
