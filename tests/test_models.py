@@ -10,6 +10,7 @@ change of a model on purpose changes it too; print its new entry with
 
 import json
 import logging
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -128,7 +129,7 @@ def test_dgnets_have_the_counts_of_table_1(name):
         extra += {'resnet18': 64 * 64 + 2 * 64, 'resnext50_32x4d': 192 * 128}.get(base, 192 * 64)
     if base.startswith('mobilenet'):  # projections with norms in all seven stages
         widths = (32, 16, 24, 32, 64, 96, 160, 320)
-        extra += sum(i * o + 2 * o for i, o in zip(widths, widths[1:]))
+        extra += sum(i * o + 2 * o for i, o in pairwise(widths))
     assert golden['params'] == extra
     assert int(golden['conv_mflops']) == PRINTED[base]
 

@@ -6,7 +6,17 @@ Importing this package registers its models: ``timm.create_model('toponet_adapti
 from . import models  # registers the models
 from .checkpoint import load, save
 from .models import rewire, unwire
+from .stages import adjacency
 from .version import __version__
 from .wiring import Wiring
 
-__all__ = ['Wiring', '__version__', 'load', 'models', 'rewire', 'save', 'unwire']
+__all__ = [
+    'Wiring',
+    '__version__',
+    'adjacency',
+    'load',
+    'models',
+    'rewire',
+    'save',
+    'unwire',
+]

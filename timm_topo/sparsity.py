@@ -55,25 +55,35 @@ def edge_penalty(wiring: Wiring, kind: str, dtype: torch.dtype | None = None) ->
     return torch.tensor(values, dtype=dtype)
 
 
-def sparsity_loss(model: nn.Module, kind: str | None = None) -> Tensor:
+def sparsity_loss(
+    model: nn.Module, kind: str | None = None, adjacency: dict[str, Tensor] | None = None
+) -> Tensor:
     """sum_e w_e |a_e| over all graph stages of ``model``, a scalar; not yet times lambda.
 
     Args:
         model: Any module with graph stages.
         kind: One of :data:`SPARSITY`; by default the model's own ``sparsity``.
+        adjacency: For weights that depend on the image, those of a batch, ``(B, N, N)`` by stage
+            name, as from :func:`timm_topo.stages.record_adjacency`; their mean over the batch
+            counts.
 
     Raises:
+        RuntimeError: The weights depend on the image and ``adjacency`` is not given.
         ValueError: Unknown kind, or ``model`` has no graph stage.
     """
     kind = model.sparsity if kind is None else check_sparsity(kind)
-    stages = graph_stages(model).values()
+    stages = graph_stages(model)
     if kind == 'none':
         return next(model.parameters(), torch.zeros(())).new_zeros(())
-    return sum(_stage_loss(stage, kind) for stage in stages)
+    return sum(_stage_loss(s, kind, (adjacency or {}).get(n)) for n, s in stages.items())
 
 
-def _stage_loss(stage: GraphStage, kind: str) -> Tensor:
-    weights = stage.connectivity.edge_weights()
+def _stage_loss(stage: GraphStage, kind: str, adjacency: Tensor | None) -> Tensor:
+    if stage.needs_context and adjacency is not None:
+        sources, targets = zip(*stage.wiring.edges)
+        weights = adjacency[:, targets, sources].abs().mean(0)
+    else:
+        weights = stage.connectivity.edge_weights()
     penalty = _penalty_on(stage.wiring, kind, weights.device, weights.dtype)
     return (penalty * weights.abs()).sum()
 

@@ -1,12 +1,14 @@
 """timm's classification task plus the sparsity term (TopoNet, Eq. 6)."""
 
 import logging
+from contextlib import nullcontext
 from typing import Dict
 
 from timm.task import ClassificationTask
 from torch import Tensor, nn
 
 from .sparsity import check_sparsity, sparsity_loss
+from .stages import graph_stages, record_adjacency
 
 __all__ = ['TopoTask']
 
@@ -18,7 +20,7 @@ class TopoTask(ClassificationTask):
 
     The term is part of the loss, so AMP scales it, accumulation divides it and DDP averages it
     like the rest. Kind and lambda are the model's ``sparsity`` and ``sparsity_weight``; a model
-    without them trains as in timm.
+    without them trains as in timm. Where a_e depends on the image, its mean over the batch counts.
 
     Args:
         model: The model to train.
@@ -26,13 +28,17 @@ class TopoTask(ClassificationTask):
         **kwargs: For ``timm.task.ClassificationTask``.
 
     Raises:
-        ValueError: The model's sparsity is unknown.
+        ValueError: The model's sparsity is unknown, or the model is compiled and its weights
+            depend on the image.
     """
 
     def __init__(self, model: nn.Module, *args, **kwargs):
         super().__init__(model, *args, **kwargs)
         self.sparsity = check_sparsity(getattr(model, 'sparsity', 'none'))
         self.sparsity_weight = float(getattr(model, 'sparsity_weight', 0.0))
+        self.routed = self.sparsity != 'none' and any(
+            stage.needs_context for stage in graph_stages(model).values()
+        )
         if self.verbose:
             _logger.info(f'TopoTask: sparsity={self.sparsity}, weight={self.sparsity_weight:g}')
 
@@ -41,6 +47,15 @@ class TopoTask(ClassificationTask):
         if self.device.type == 'cpu':
             device_ids = None
         return super().prepare_distributed(device_ids, **ddp_kwargs)
+
+    def compile(self, *args, **kwargs):
+        """As in timm."""
+        if self.routed:
+            raise ValueError(
+                f'sparsity={self.sparsity!r} of weights that depend on the image needs a network '
+                'that is not compiled'
+            )
+        return super().compile(*args, **kwargs)
 
     def forward(self, input: Tensor, target: Tensor) -> Dict[str, Tensor]:
         """One batch.
@@ -53,12 +68,13 @@ class TopoTask(ClassificationTask):
             ``loss`` with the term; ``output``, the logits ``(B, num_classes)``; and, detached,
             ``task_loss`` without it and ``sparsity``, the sum before lambda.
         """
-        result = super().forward(input, target)
+        with record_adjacency(self.trainable_module) if self.routed else nullcontext() as adjacency:
+            result = super().forward(input, target)
         result['task_loss'] = result['loss'].detach()
         if self.sparsity == 'none':
             result['sparsity'] = result['task_loss'].new_zeros(())
             return result
-        penalty = sparsity_loss(self.trainable_module, self.sparsity)
+        penalty = sparsity_loss(self.trainable_module, self.sparsity, adjacency)
         result['sparsity'] = penalty.detach()
         result['loss'] = result['loss'] + self.sparsity_weight * penalty
         return result

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..stages import GraphStage
 
@@ -122,6 +122,7 @@ def latency(
     input_size: Sequence[int],
     batch_size: int = 1,
     repeats: int = 20,
+    images: Tensor | None = None,
 ) -> dict[str, Latency]:
     """Forward time of several models, measured in turn so that noise hits all alike.
 
@@ -130,18 +131,27 @@ def latency(
         input_size: ``(C, H, W)``.
         batch_size: Images per pass.
         repeats: Rounds, after two that do not count.
+        images: Images to take the batches from, ``(n, C, H, W)``, n >= batch_size, the same for
+            all models of a round; by default noise, which tells nothing where time depends on
+            the image.
 
     Raises:
-        ValueError: No model, or fewer than one round.
+        ValueError: No model, fewer than one round, or fewer images than a batch has.
     """
+    if images is not None and not 1 <= batch_size <= len(images):
+        raise ValueError(f'{len(images)} images make no batch of {batch_size}')
     if not models or repeats < 1:
         raise ValueError(f'latency needs models and rounds, got {len(models)} and {repeats}')
     modes = {label: model.training for label, model in models.items()}
     times = {label: [] for label in models}
     try:
         for round_ in range(repeats + 2):
+            if images is None:
+                batch = torch.randn(batch_size, *input_size)
+            else:
+                batch = images.roll(-round_ * batch_size, 0)[:batch_size]
             for label, model in models.items():
-                elapsed = _forward_ms(model.eval(), input_size, batch_size)
+                elapsed = _forward_ms(model.eval(), batch)
                 if round_ >= 2:
                     times[label].append(elapsed)
     finally:
@@ -152,9 +162,9 @@ def latency(
 
 
 @torch.inference_mode()
-def _forward_ms(model: nn.Module, input_size: Sequence[int], batch_size: int) -> float:
+def _forward_ms(model: nn.Module, images: Tensor) -> float:
     reference = next(model.parameters())
-    images = torch.randn(batch_size, *input_size, device=reference.device, dtype=reference.dtype)
+    images = images.to(reference)
     on_gpu = reference.device.type == 'cuda'
     if on_gpu:
         torch.cuda.synchronize()

@@ -27,7 +27,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ..wiring import Wiring
 
-__all__ = ['Panel', 'adjacency', 'curves', 'graph', 'to_svg', 'weight_histogram']
+__all__ = ['Panel', 'adjacency', 'curves', 'graph', 'graphs', 'to_svg', 'weight_histogram']
 
 _STYLE = {
     'font.size': 9,
@@ -68,7 +68,7 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class Panel:
-    """One matrix of :func:`adjacency`.
+    """One matrix of :func:`adjacency`, or one drawing of :func:`graphs`.
 
     To compare before and after pruning on the same nodes, give the masked wiring:
     ``Panel('pruned', wiring.subgraph(e for e, k in zip(wiring.edges, keep) if k), weights[keep])``.
@@ -237,22 +237,58 @@ def graph(
         ValueError: No edge, a wrong number of weights or labels, a weight that is not finite, or
             ``limit`` not positive.
     """
-    weights, labels = _edge_vector(wiring, weights), _node_labels(wiring, labels)
-    limit = _limit(limit, np.abs(weights).max())
-    order = np.argsort(np.abs(weights), kind='stable')  # strong edges on top
-    above = weights[order] >= 0
+    return _draw_graphs([Panel(title, wiring, weights, labels)], 1, limit, quantity)
+
+
+@_styled
+def graphs(
+    panels: Sequence[Panel],
+    columns: int | None = None,
+    limit: float | None = None,
+    quantity: str = 'edge weight',
+) -> Figure:
+    """Stages as graphs, drawn as by :func:`graph` on one scale: the paths of classes, say.
+
+    Args:
+        panels: What to show, row by row.
+        columns: Drawings per row, at most 3 by default.
+        limit: |weight| of full width; by default the largest.
+        quantity: What the widths mean.
+
+    Raises:
+        ValueError: No panel, or ``columns`` or ``limit`` not positive.
+    """
+    panels = list(panels)
+    if not panels:
+        raise ValueError('graphs needs at least one Panel, got none')
+    columns = _columns(len(panels)) if columns is None else columns
+    if columns < 1:
+        raise ValueError(f'columns must be at least 1, got {columns}')
+    return _draw_graphs(panels, columns, limit, quantity)
+
+
+def _draw_graphs(
+    panels: Sequence[Panel], columns: int, limit: float | None, quantity: str
+) -> Figure:
+    limit = _limit(limit, max(np.abs(panel.weights).max() for panel in panels))
+    rows, nodes = math.ceil(len(panels) / columns), max(p.wiring.num_nodes for p in panels)
     fig = Figure()
-    axes = fig.add_subplot()
-    top = _draw_arcs(axes, wiring, weights, order[above], limit)
-    bottom = _draw_arcs(axes, wiring, weights, order[~above], limit)
-    _draw_nodes(axes, wiring, labels)
-    axes.set(xlim=(-1.6, wiring.num_nodes + 0.6), ylim=(-bottom, top))
-    axes.set_axis_off()
-    axes.set_title(title, parse_math=False)
-    fig.set_size_inches(
-        np.clip(0.34 * wiring.num_nodes + 1.4, 5, 10), np.clip(0.2 * (top + bottom) + 1.1, 2, 6)
-    )
-    shown = [limit, limit / 2] + [-limit / 2] * (not above.all())
+    grid = fig.subplots(rows, columns, squeeze=False).flat
+    tops, bottoms = [], []
+    for axes, panel in zip(grid, panels):
+        order = np.argsort(np.abs(panel.weights), kind='stable')  # strong edges on top
+        above = panel.weights[order] >= 0
+        tops.append(_draw_arcs(axes, panel.wiring, panel.weights, order[above], limit))
+        bottoms.append(_draw_arcs(axes, panel.wiring, panel.weights, order[~above], limit))
+        _draw_nodes(axes, panel.wiring, panel.labels)
+        axes.set_title(panel.title, parse_math=False)
+    for axes in grid:
+        axes.set(xlim=(-1.6, nodes + 0.6), ylim=(-max(bottoms), max(tops)))
+        axes.set_axis_off()
+    width, height = 0.34 * nodes + 1.4, 0.2 * (max(tops) + max(bottoms)) + 0.4
+    fig.set_size_inches(np.clip(columns * width, 5, 10), 0.7 + rows * np.clip(height, 1.3, 5.3))
+    negative = any((panel.weights < 0).any() for panel in panels)
+    shown = [limit, limit / 2] + [-limit / 2] * negative
     key = [Line2D([], [], **_edge_look(w, limit)) for w in shown]
     names = [f'{w:.2g}'.replace('-', '\u2212') for w in shown]
     fig.legend(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..wiring import Wiring
 from .base import Connectivity, register_connectivity
 
-__all__ = ['RouterConnectivity', 'check_tau']
+__all__ = ['RouterConnectivity', 'check_tau', 'set_tau']
 
 _LARGEST = 1 - 2**-10  # a threshold of 1 would close every edge
 
@@ -23,11 +23,10 @@ class RouterConnectivity(Connectivity):
     output per out-edge. Here a node asks for its in-edges; edge (i, j) has the same w_ij and b_ij
     either way, so both are the same function (appendix 6.2).
 
-    Every node has a threshold tau for its out-edges. Evaluation closes edges below it; training
-    stays soft. The gradient of tau is ours, as the paper names none: that of the expected loss if
-    the threshold had logistic noise of scale ``temperature``, to first order in the weights that
-    it closes. So tau rises where edges just above it do harm, falls where those just below it
-    would help, and stays within [0, 1).
+    Every node has a threshold tau for its out-edges. Evaluation closes edges below it. How tau
+    learns is ours, as the paper names no gradient: training multiplies every weight by
+    sigmoid((a_ij - tau_i) / temperature), a soft form of Eq. 5 that closes edges below tau, leaves
+    those well above it alone and is differentiable in both. tau stays within [0, 1).
 
     Parameters are ``weight`` ``(E, C)``, which optimizers may decay, ``bias`` ``(E,)`` and ``tau``
     ``(N - 1,)``, which they may not.
@@ -39,7 +38,7 @@ class RouterConnectivity(Connectivity):
             and w_ij = 0 (the paper is silent). 0.5, the default, is where sigmoid learns fastest;
             near 1, a re-wired network computes about what it did with its shortcuts.
         tau: Initial threshold in [0, 1); 0 keeps every edge.
-        temperature: Width of the gradient of tau, > 0.
+        temperature: Width of the soft threshold of training, > 0.
 
     Raises:
         TypeError: A value is no number.
@@ -57,7 +56,7 @@ class RouterConnectivity(Connectivity):
         channels: int,
         router_init: float = 0.5,
         tau: float = 0.0,
-        temperature: float = 0.1,
+        temperature: float = 0.05,
     ):
         super().__init__(wiring)
         if isinstance(channels, bool) or not isinstance(channels, int):
@@ -92,15 +91,12 @@ class RouterConnectivity(Connectivity):
         weights = torch.sigmoid(logits + self.bias[span[0] : span[1]])
         if not self.training:
             return weights
-        # worth nothing, with the gradient of tau
-        closing = weights.detach()
         if torch.jit.is_scripting():
             tau = self.tau.clamp(0.0, self.largest)
         else:
             tau = _Within.apply(self.tau, 0.0, self.largest)
         tau = tau[self.source[span[0] : span[1]]]
-        gated = closing * torch.sigmoid((closing - tau) / self.temperature)
-        return weights + (gated - gated.detach())
+        return weights * torch.sigmoid((weights - tau) / self.temperature)
 
     def thresholds(self) -> Optional[Tensor]:
         """tau of each edge's source, ``(E,)``."""
@@ -169,6 +165,22 @@ def check_tau(tau: float) -> float:
     if not 0 <= _number('tau', tau) < 1:
         raise ValueError(f'tau must be in [0, 1), got {tau}')
     return float(tau)
+
+
+def set_tau(model: nn.Module, tau: float) -> None:
+    """Give every node of every router in ``model`` the threshold ``tau``, in place.
+
+    Raises:
+        TypeError: ``tau`` is no number.
+        ValueError: It is outside [0, 1), or ``model`` has no router.
+    """
+    tau = check_tau(tau)
+    routers = [module for module in model.modules() if isinstance(module, RouterConnectivity)]
+    if not routers:
+        raise ValueError(f'{type(model).__name__} has no router whose threshold could be set')
+    with torch.no_grad():
+        for router in routers:
+            router.tau.fill_(tau)
 
 
 def _number(name: str, value: float) -> float:

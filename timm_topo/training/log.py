@@ -8,9 +8,10 @@ from timm.utils import trim_summary, update_summary
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..analysis.routing import StageRouting
 from ..stages import GraphStage
 
-__all__ = ['RunLog', 'adjacency_image']
+__all__ = ['RunLog', 'adjacency_image', 'prepare_folder', 'stages_of']
 
 
 class RunLog:
@@ -66,8 +67,16 @@ class RunLog:
             self.bar.close()
             self.bar = None
 
-    def epoch(self, epoch: int, train: dict, evaluation: dict, lr: float, model: nn.Module):
-        """Write down what an epoch gave."""
+    def epoch(
+        self,
+        epoch: int,
+        train: dict,
+        evaluation: dict,
+        lr: float,
+        model: nn.Module,
+        routes: dict[str, StageRouting] | None = None,
+    ):
+        """Write down what an epoch gave; ``routes``, where weights depend on the image."""
         if self.folder is None:
             return
         update_summary(epoch, train, evaluation, str(self.folder / 'summary.csv'), lr=lr)
@@ -77,11 +86,31 @@ class RunLog:
             for name, value in metrics.items():
                 self.board.add_scalar(f'{group}/{name}', value, epoch)
         self.board.add_scalar('train/lr', lr, epoch)
-        for name, stage in _stages(model).items():
-            weights = stage.connectivity.edge_weights().detach().float().cpu()
+        for name, stage in stages_of(model).items():
+            if not stage.needs_context:
+                weights = stage.connectivity.edge_weights().detach().float().cpu()
+            elif routes:
+                weights = routes[name].mean
+                self._route(name, stage, routes[name], epoch)
+            else:
+                continue
             self.board.add_histogram(f'edge_weights/{name}', weights, epoch)
             self.board.add_image(f'adjacency/{name}', adjacency_image(stage, weights), epoch)
         self.board.flush()
+
+    def _route(self, name: str, stage: GraphStage, route: StageRouting, epoch: int) -> None:
+        """Per stage and image: open edges, computed nodes; per edge: spread, threshold."""
+        for key, counts in (('open_edges', route.open_edges), ('nodes', route.computed_nodes)):
+            counts = counts.float()
+            for kind, value in (
+                ('mean', counts.mean()), ('least', counts.min()), ('most', counts.max())
+            ):  # fmt: skip
+                self.board.add_scalar(f'{key}_per_image/{name}/{kind}', value, epoch)
+            self.board.add_histogram(f'{key}_per_image/{name}', counts, epoch)
+        self.board.add_histogram(f'edge_weight_spread/{name}', route.spread, epoch)
+        thresholds = stage.connectivity.thresholds()
+        if thresholds is not None:
+            self.board.add_histogram(f'thresholds/{name}', thresholds.float().cpu(), epoch)
 
     def close(self) -> None:
         self.end_epoch()
@@ -89,10 +118,9 @@ class RunLog:
             self.board.close()
 
 
-def _stages(model: nn.Module) -> dict[str, GraphStage]:
-    """Graph stages whose weights are the same for every image; none for a plain timm model."""
-    stages = {n: module for n, module in model.named_modules() if isinstance(module, GraphStage)}
-    return {n: stage for n, stage in stages.items() if not stage.needs_context}
+def stages_of(model: nn.Module) -> dict[str, GraphStage]:
+    """Graph stages by name; none for a plain timm model."""
+    return {n: module for n, module in model.named_modules() if isinstance(module, GraphStage)}
 
 
 def adjacency_image(stage: GraphStage, weights: Tensor, pixels: int = 8) -> Tensor:

@@ -23,15 +23,19 @@ from timm.utils import (
     is_primary,
     random_seed,
     reduce_tensor,
+    unwrap_model,
 )
 from torch import nn
 
+from ..analysis.routing import routing, routing_metrics
 from ..checkpoint import read_checkpoint, save
 from .build import Run, build, default_name
 from .evaluate import evaluate
-from .log import RunLog, prepare_folder
+from .log import RunLog, prepare_folder, stages_of
 
 __all__ = ['train']
+
+ROUTED_IMAGES = 1024  # per epoch, whose paths are logged
 
 
 def train(args: Namespace) -> dict:
@@ -195,13 +199,24 @@ def _epoch(run: Run, epoch: int, epochs: int) -> None:
     if run.scheduler is not None:
         run.scheduler.step(epoch + 1, eval_metrics['top1'])
     if is_primary(args):
-        run.log.epoch(epoch, train_metrics, eval_metrics, lr, run.model)
+        model = unwrap_model(run.task.get_eval_model(ema=run.task.has_ema()))
+        routes = _routes(run, model)
+        eval_metrics.update(routing_metrics(routes) if routes else {})
+        run.log.epoch(epoch, train_metrics, eval_metrics, lr, model, routes)
         run.saver.save_checkpoint(epoch, eval_metrics['top1'])
         run.log.say(
             f'epoch {epoch + 1}/{epochs}: loss {train_metrics["task_loss"]:.4f}, '
             f'sparsity {train_metrics["sparsity"]:.2f}, {shown} '
             f'({train_metrics["seconds"]:.0f} s)'
         )
+
+
+def _routes(run: Run, model: nn.Module) -> dict | None:
+    """How the first evaluation images go through the stages, where that depends on the image."""
+    if not any(stage.needs_context for stage in stages_of(model).values()):
+        return None
+    with run.autocast():
+        return routing(model, run.loader_eval, ROUTED_IMAGES)
 
 
 def _train_epoch(run: Run, epoch: int, epochs: int) -> dict:
