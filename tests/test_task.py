@@ -296,7 +296,7 @@ def test_edge_weights_that_are_exempt_already_stay_where_they_are():
 
 
 def test_a_rule_may_ask_for_weight_decay(monkeypatch):
-    monkeypatch.setattr(AlphaConnectivity, 'weight_decay', True)
+    monkeypatch.setattr(AlphaConnectivity, 'decayed', ('alpha',))
     model = tiny()
     optimizer = one_raw_group(model)
     exempt_from_weight_decay(optimizer, model)

@@ -86,7 +86,7 @@ class RouterConnectivity(Connectivity):
         span = self.spans[node]
         assert context is not None, 'a router needs the pooled features of the sources'
         if not torch.jit.is_scripting():
-            self._check(node, context)
+            _check_context(node, context, span[1] - span[0], self.channels)
         logits = (context * self.weight[span[0] : span[1]]).sum(-1)
         weights = torch.sigmoid(logits + self.bias[span[0] : span[1]])
         if not self.training:
@@ -123,16 +123,18 @@ class RouterConnectivity(Connectivity):
     def extra_repr(self) -> str:
         return f'{super().extra_repr()}, channels={self.channels}, tau={self.initial_tau:g}'
 
-    @torch.jit.unused
-    def _check(self, node: int, context: Tensor) -> None:
-        span = self.spans[node]
-        if span[0] == span[1]:
-            raise ValueError(f'node {node} of {self.wiring} has no in-edge to be routed')
-        if context.shape[1:] != (span[1] - span[0], self.channels):
-            raise ValueError(
-                f'node {node} needs a context of (B, {span[1] - span[0]}, {self.channels}), got '
-                f'{tuple(context.shape)}'
-            )
+
+def _check_context(node: int, context: Tensor, in_degree: int, channels: int) -> None:
+    if not in_degree:
+        raise ValueError(f'node {node} has no in-edge to be routed')
+    if context.shape[1:] != (in_degree, channels):
+        raise ValueError(
+            f'node {node} needs a context of (B, {in_degree}, {channels}), got '
+            f'{tuple(context.shape)}'
+        )
+
+
+torch.fx.wrap('_check_context')  # a leaf for symbolic tracing: it looks at shapes
 
 
 class _Within(torch.autograd.Function):
