@@ -3,7 +3,8 @@
 
 Prints what went and what it gained; with ``--dataset``, accuracy before and after too. The result
 is a saved network again: train it with ``tools/train.py --from-saved pruned``, export it with
-``tools/export.py pruned``, load it with ``timm_topo.load('pruned')``.
+``tools/export.py pruned``, load it with ``timm_topo.load('pruned')``. Weights that depend on the
+image (DG-Net) are averaged over 128 training images, so they need ``--dataset``.
 """
 
 import argparse
@@ -49,10 +50,16 @@ def main(args: argparse.Namespace) -> None:
     data = None
     if args.dataset:
         data = load_dataset(args.dataset, args.data_dir, args.val_split, mode)
-    pruned, report = prune(model, args.threshold, args.fraction, relative=args.relative)
+    train, images = None, None
+    if args.dataset:
+        train = load_dataset(args.dataset, args.data_dir, args.train_split, mode)
+        if any(stage.needs_context for stage in graph_stages(model).values()):
+            (images,) = image_batches(model, train, 1)
+    pruned, report = prune(
+        model, args.threshold, args.fraction, relative=args.relative, images=images
+    )
     print(report)
     if args.recalibrate:
-        train = load_dataset(args.dataset, args.data_dir, args.train_split, mode)
         recalibrate(pruned, image_batches(pruned, train, args.recalibrate))
     both = {'before': model, 'after': pruned}
     times = latency(both, input_size_of(model), args.batch_size)

@@ -12,8 +12,14 @@ from timm.models import _registry as registry
 
 import timm_topo  # noqa: F401  registers the models
 
-MODULES = ['toponet', 'toporesnet', 'topomobilenet', 'rewired']
-OURS = set(registry.list_models(module=MODULES))
+MODULES = ['toponet', 'toporesnet', 'topomobilenet', 'rewired', 'dgnet']
+#: The other sizes of a network differ in depth and width alone: its tests take one.
+SIZES = [
+    'toponet_random[84]', 'toponet_residual[34]', 'resnet_cifar[!2]*', 'resnetv2_cifar[!2]*',
+    'toporesnet[!2]*', 'mobilenetv2_[46]n', 'topomobilenetv2_[246]n', 'dgnet_resnet101',
+    'dgnet_regnetx_016',
+]  # fmt: skip
+OURS = set(registry.list_models(module=MODULES, exclude_filters=SIZES))
 LEAST_PER_MODEL = 11  # list-driven tests in timm 1.0.31
 
 timm_list_models = registry.list_models
@@ -21,7 +27,8 @@ timm_list_models = registry.list_models
 
 def list_models(filter='', module='', *args, **kwargs):
     """timm's function, whatever ``module`` says, over our modules."""
-    return timm_list_models(filter, MODULES, *args, **kwargs)
+    names = timm_list_models(filter, MODULES, *args, **kwargs)
+    return [name for name in names if name.partition('.')[0] in OURS]
 
 
 for place in (timm, timm.models, registry):

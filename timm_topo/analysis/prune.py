@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..connectivity.fixed import FixedConnectivity
-from ..stages import GraphStage, graph_stages
+from ..stages import GraphStage, adjacency, graph_stages
 from ..wiring import Wiring
 from .cost import fvcore_nn, input_size_of
 
@@ -64,7 +64,7 @@ class PruneReport:
 
     Attributes:
         cutoff: Edges with ``|weight| <= cutoff`` (relative weight, where asked) were removed; None
-            if none was.
+            if none was, or if weights depend on the image and none was given.
         stages: One entry per stage.
         parameters: Number of parameters before and after.
         difference: Largest absolute difference between the outputs of the pruned network and of
@@ -116,9 +116,30 @@ class PruneReport:
         return '\n'.join(rows)
 
 
-def edge_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Edge weights ``(E,)`` by stage name, detached."""
-    return {n: s.connectivity.edge_weights().detach() for n, s in graph_stages(model).items()}
+def edge_weights(model: nn.Module, images: Tensor | None = None) -> dict[str, Tensor]:
+    """Edge weights ``(E,)`` by stage name, detached.
+
+    Args:
+        model: A model with graph stages.
+        images: ``(B, C, H, W)``, preprocessed as in evaluation: weights that depend on the image
+            are averaged over them. Not needed for others.
+
+    Raises:
+        ValueError: Weights depend on the image and there are none.
+    """
+    stages = graph_stages(model)
+    routed = any(stage.needs_context for stage in stages.values())
+    if routed and images is None:
+        raise ValueError('edge weights depend on the image: give images to average them over')
+    buffers = adjacency(model, images) if routed else {}
+    weights = {}
+    for name, stage in stages.items():
+        if stage.needs_context:
+            sources, targets = zip(*stage.wiring.edges)
+            weights[name] = buffers[name][:, targets, sources].mean(0)
+        else:
+            weights[name] = stage.connectivity.edge_weights().detach()
+    return weights
 
 
 def relative_weights(wiring: Wiring, weights: Tensor) -> Tensor:
@@ -142,6 +163,7 @@ def edge_mask(
     threshold: float | None = None,
     fraction: float | None = None,
     relative: bool = False,
+    images: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Which edges stay, as booleans ``(E,)`` by stage name.
 
@@ -152,14 +174,15 @@ def edge_mask(
             number of edges; of equal weights the earlier goes first).
         relative: Whether to judge edges by :func:`relative_weights`. A node's strongest in-edge
             counts 1 then and goes last, so that stages are hardly ever cut in two.
+        images: See :func:`edge_weights`.
 
     Raises:
-        ValueError: Not exactly one of the two, a threshold that is negative or not finite, or a
-            fraction outside [0, 1).
+        ValueError: Not exactly one of the two, a threshold that is negative or not finite, a
+            fraction outside [0, 1), or weights that depend on the image without images.
     """
     if (threshold is None) == (fraction is None):
         raise ValueError(f'give threshold or fraction, got {threshold=} and {fraction=}')
-    magnitudes = _magnitudes(model, relative)
+    magnitudes = _magnitudes(model, relative, images)
     if threshold is not None:
         if not (math.isfinite(threshold) and threshold >= 0):
             raise ValueError(f'threshold must be finite and >= 0, got {threshold}')
@@ -172,8 +195,8 @@ def edge_mask(
     return dict(zip(magnitudes, keep.split([len(m) for m in magnitudes.values()])))
 
 
-def _magnitudes(model: nn.Module, relative: bool) -> dict[str, Tensor]:
-    magnitudes = {name: weights.abs() for name, weights in edge_weights(model).items()}
+def _magnitudes(model: nn.Module, relative: bool, images: Tensor | None) -> dict[str, Tensor]:
+    magnitudes = {name: weights.abs() for name, weights in edge_weights(model, images).items()}
     if relative:
         stages = graph_stages(model)
         magnitudes = {n: relative_weights(stages[n].wiring, m) for n, m in magnitudes.items()}
@@ -213,6 +236,7 @@ def prune(
     keep: dict[str, Tensor] | None = None,
     probe: Tensor | None = None,
     relative: bool = False,
+    images: Tensor | None = None,
 ) -> tuple[nn.Module, PruneReport]:
     """A smaller copy of ``model`` without its weak edges and the nodes that die with them.
 
@@ -224,6 +248,7 @@ def prune(
         probe: Images ``(B, C, H, W)`` on which the difference is measured; by default two of
             Gaussian noise in the model's input size.
         relative: See :func:`edge_mask`.
+        images: See :func:`edge_weights`; not needed with ``keep``.
 
     Returns:
         The pruned copy and the report.
@@ -233,12 +258,12 @@ def prune(
         ValueError: Bad threshold, fraction or mask.
     """
     if keep is None:
-        keep = edge_mask(model, threshold, fraction, relative)
+        keep = edge_mask(model, threshold, fraction, relative, images)
     elif threshold is not None or fraction is not None or relative:
         raise ValueError('give keep, or threshold, or fraction: not several of them')
     _check_masks(model, keep)
-    gone = [m[~keep[name]] for name, m in _magnitudes(model, relative).items()]
-    cutoff = max((g.max().item() for g in gone if len(g)), default=None)
+    cutoff = _cutoff(model, keep, relative, images)
+    told = '' if cutoff is None else f'(|weight| <= {cutoff:.4g}) '
     smaller = copy.deepcopy(model)
     cuts = []
     for name, stage in graph_stages(smaller).items():
@@ -247,7 +272,7 @@ def prune(
         except ValueError:
             raise DisconnectedError(
                 f'removing {int((~keep[name]).sum())} of {len(keep[name])} edges of {name} '
-                f'(|weight| <= {cutoff:.4g}) leaves no path from its input to its output; '
+                f'{told}leaves no path from its input to its output; '
                 'remove fewer edges'
             ) from None
         cuts.append(_describe(name, stage, keep[name], cut))
@@ -263,6 +288,16 @@ def prune(
         scale=masked.abs().max().item(),
     )
     return smaller, report
+
+
+def _cutoff(
+    model: nn.Module, keep: dict[str, Tensor], relative: bool, images: Tensor | None
+) -> float | None:
+    """The largest magnitude that goes, if any does and magnitudes are known."""
+    if images is None and any(stage.needs_context for stage in graph_stages(model).values()):
+        return None
+    gone = [m[~keep[name]] for name, m in _magnitudes(model, relative, images).items()]
+    return max((g.max().item() for g in gone if len(g)), default=None)
 
 
 def _check_masks(model: nn.Module, keep: dict[str, Tensor]) -> None:
@@ -332,11 +367,20 @@ def recalibrate(model: nn.Module, batches: Sequence[Tensor]) -> nn.Module:
     return model
 
 
-def freeze_edge_weights(model: nn.Module) -> nn.Module:
-    """Replace every rule of ``model`` by its present weights, fixed; in place."""
-    for stage in graph_stages(model).values():
-        weights = stage.connectivity.edge_weights().detach()
-        stage.connectivity = FixedConnectivity(stage.wiring, weights)
+def freeze_edge_weights(model: nn.Module, images: Tensor | None = None) -> nn.Module:
+    """Replace every rule of ``model`` by its present weights, fixed; in place.
+
+    Args:
+        model: A model with graph stages.
+        images: See :func:`edge_weights`.
+
+    Raises:
+        ValueError: Weights depend on the image and there are no images.
+    """
+    weights = edge_weights(model, images)
+    for name, stage in graph_stages(model).items():
+        stage.connectivity = FixedConnectivity(stage.wiring, weights[name])
+        stage.needs_context = False
     return model
 
 
