@@ -1,9 +1,15 @@
-"""What several test files share: determinism, random state for models, a naive executor."""
+"""What several test files share: determinism, random models, a naive executor, running tools."""
+
+import runpy
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
 from torch import nn
+
+ROOT = Path(__file__).parents[1]
 
 settings.register_profile(
     'deterministic', derandomize=True, deadline=None, max_examples=50, database=None
@@ -59,3 +65,23 @@ def naive_stage():
         return features[stage.wiring.num_nodes - 1]
 
     return naive_stage
+
+
+@pytest.fixture
+def tool(monkeypatch, capsys):
+    """Function that runs a tool in this process: exit status, standard output and error."""
+
+    def tool(name: str, *args) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, 'argv', [f'tools/{name}.py', *map(str, args)])
+        status = 0
+        try:
+            runpy.run_path(str(ROOT / 'tools' / f'{name}.py'), run_name='__main__')
+        except SystemExit as stop:  # as the interpreter does it
+            status = stop.code or 0
+            if isinstance(status, str):
+                print(status, file=sys.stderr)
+                status = 1
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return tool

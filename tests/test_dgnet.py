@@ -176,6 +176,10 @@ def test_unwiring_a_projected_entry_is_refused():
     ('base', 'options', 'error', 'message'),
     [
         ('resnet18', dict(projected_entry=True), ValueError, 'cannot be re-wired exactly with pro'),
+        ('resnetv2_cifar20', dict(connectivity={'name': 'router', 'channels': 3}, exact=False),
+         ValueError, 'channels=3 for maps of 16 channels'),
+        ('regnetx_002', dict(projected_entry=True, exact=False), ValueError,
+         'projected_entry changes nothing in regnetx_002: no stage starts with'),
         ('resnet18', dict(projected_entry=1), TypeError, 'projected_entry must be True or False'),
         (
             'resnetv2_50', dict(projected_entry=True, exact=False), ValueError,

@@ -12,7 +12,15 @@ import pytest
 import torch
 from matplotlib.colors import to_rgb
 
-from timm_topo.analysis.plot import Panel, adjacency, curves, graph, to_svg, weight_histogram
+from timm_topo.analysis.plot import (
+    Panel,
+    adjacency,
+    curves,
+    graph,
+    graphs,
+    to_svg,
+    weight_histogram,
+)
 from timm_topo.generators import complete, residual
 from timm_topo.wiring import Wiring
 
@@ -274,6 +282,20 @@ def test_graph_with_a_common_limit_compares_widths():
 # -- histogram -----------------------------------------------------------------------------------
 
 
+def test_graphs_draw_every_panel_on_one_scale():
+    panels = [Panel('a', complete(3), [1.0, 0.5, 0.5]), Panel('b', SPARSE, [-2.0, 1, 1, 1, 1, 1])]
+    fig = graphs(panels, columns=2)
+    assert [axes.get_title() for axes in fig.axes] == ['a', 'b']
+    first, second = ({patch.get_gid(): patch for patch in axes.patches} for axes in fig.axes)
+    assert set(first) == {f'0-edge-{i}-{j}' for i, j in complete(3).edges}
+    assert set(second) == {f'1-edge-{i}-{j}' for i, j in SPARSE.edges}
+    widths = [arc.get_linewidth() for arc in (first['0-edge-0-1'], second['1-edge-0-2'])]
+    strongest = second['1-edge-{}-{}'.format(*SPARSE.edges[0])].get_linewidth()
+    assert widths[0] == widths[1] < strongest
+    limits = [(axes.get_xlim(), axes.get_ylim()) for axes in fig.axes]
+    assert limits[0] == limits[1]
+
+
 def bars(axes) -> tuple[np.ndarray, np.ndarray]:
     (steps,) = axes.patches
     return steps.get_data().values, steps.get_data().edges
@@ -378,6 +400,7 @@ def small_figures() -> dict:
     return {
         'adjacency': adjacency([Panel('a $ <b>', wiring, weights)] * 2),
         'graph': graph(wiring, weights, title='a $ <b>'),
+        'graphs': graphs([Panel('a', wiring, weights), Panel('b', wiring, weights)]),
         'histogram': weight_histogram({'a $ <b>': weights}, title='a $ <b>'),
         'curves': curves({'a $ <b>': rows}, ['lr']),
     }
@@ -440,6 +463,8 @@ MANY = {str(i): [1.0] for i in range(7)}
         (lambda: Panel('a', SPARSE, [1.0] * 6, labels='abcd'), 'needs 5 node labels, got 4'),
         (lambda: Panel('a', Wiring(3, []), []), 'num_edges=0.* has no edge'),
         (lambda: graph(SPARSE, []), r'needs 6 weights, got 0'),
+        (lambda: graphs([]), 'graphs needs at least one Panel, got none'),
+        (lambda: graphs([Panel('', SPARSE, [1.0] * 6)], 0), 'columns must be at least 1, got 0'),
         (lambda: graph(SPARSE, [1.0] * 6, limit=-1), 'positive, got -1'),
         (lambda: graph(SPARSE, [1.0] * 6, labels=[1]), 'needs 5 node labels, got 1'),
         (lambda: weight_histogram({}), 'weight_histogram shows 1 to 6 series, got 0'),

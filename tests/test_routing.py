@@ -1,9 +1,6 @@
 """Routing statistics, their log and the command, against counts by hand."""
 
 import csv
-import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +10,7 @@ from torch import nn
 
 import timm_topo
 from timm_topo.analysis.cost import latency
-from timm_topo.analysis.routing import routing, routing_metrics
+from timm_topo.analysis.routing import class_offsets, routing, routing_metrics
 from timm_topo.connectivity.router import RouterConnectivity, set_tau
 from timm_topo.sparsity import edge_penalty, sparsity_loss
 from timm_topo.stages import adjacency, graph_stages, record_adjacency
@@ -90,6 +87,20 @@ def test_the_limit_ends_after_the_batch_that_reaches_it():
     assert len(routes['stages.1'].open_edges) == 8
 
 
+def test_classes_differ_from_the_mean_of_all_the_most_different_first():
+    route = routing(varied(tiny()), batches())['stages.1']
+    offsets = class_offsets(route, names=['ant', 'bee', 'cow'])
+    assert offsets.keys() == {'ant', 'bee', 'cow'}
+    norms = [offset.norm() for offset in offsets.values()]
+    assert norms == sorted(norms, reverse=True)
+    for name, label in (('ant', 0), ('bee', 1), ('cow', 2)):
+        torch.testing.assert_close(offsets[name], route.by_class[label] - route.mean)
+    assert (
+        list(class_offsets(route, limit=2)) == [str('abc'.index(name[0])) for name in offsets][:2]
+    )
+    assert list(class_offsets(route, classes=['2', '0'])) == ['2', '0']
+
+
 def test_no_images_and_no_stages_are_refused():
     with pytest.raises(ValueError, match='routing needs at least one batch'):
         routing(tiny(), [])
@@ -154,13 +165,6 @@ def test_without_a_batch_there_is_no_l1_of_routed_weights():
         tiny(sparsity='uniform').sparsity_loss()
 
 
-def test_l1_of_routed_weights_does_not_compile():
-    task = TopoTask(tiny(sparsity='uniform'), verbose=False)
-    with pytest.raises(ValueError, match="sparsity='uniform' of weights that depend on the image"):
-        task.compile(backend='eager')
-    TopoTask(tiny(sparsity='none'), verbose=False).compile(backend='eager')
-
-
 # -- training -----------------------------------------------------------------------------------
 
 
@@ -221,49 +225,83 @@ def test_a_resumed_run_is_the_same(trained, tmp_path):
 # -- the command --------------------------------------------------------------------------------
 
 
-def command(*args) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, str(ROOT / 'tools/routing.py'), *map(str, args)],
-        capture_output=True, text=True, cwd=ROOT,
+def test_the_command_prints_stages_thresholds_and_draws(tool, trained, tmp_path):
+    status, out, err = tool(
+        'routing', trained['model'], '--dataset', 'digits', '--tau', '0.2', '0.99',
+        '--repeats', '2', '--against', trained['model'], '--csv', tmp_path / 't.csv',
+        '--figure', tmp_path / 'f.svg', '--batch-size', '1', '2', '--classes', '3', '5',
+        '--stage', 'stages.1',
     )  # fmt: skip
-
-
-def test_the_command_prints_stages_thresholds_and_draws(trained, tmp_path):
-    result = command(
-        trained['model'], '--dataset', 'digits', '--tau', '0.2', '0.99', '--repeats', '2',
-        '--against', trained['model'], '--csv', tmp_path / 't.csv', '--figure', tmp_path / 'f.svg',
-        '--batch-size', '1', '2', '--classes', '3', '5', '--stage', 'stages.1',
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    assert 'stages.1: ' in result.stdout
+    assert status == 0, err
+    assert 'stages.1: ' in out
     rows = {row['network']: row for row in csv.DictReader((tmp_path / 't.csv').open())}
-    assert list(rows) == ['soft', 'learned tau', 'tau 0.2', 'tau 0.99', str(trained['model'])]
-    assert (rows['soft']['open_edges'], rows['soft']['computed_nodes']) == ('100.0', '100.0')
+    assert list(rows) == ['tau 0', 'learned tau', 'tau 0.2', 'tau 0.99', str(trained['model'])]
+    assert (rows['tau 0']['open_edges'], rows['tau 0']['computed_nodes']) == ('100.0', '100.0')
     assert float(rows['tau 0.99']['computed_nodes']) == 0
     assert rows[str(trained['model'])]['time at 1'].startswith('1.00 (')
     drawing = (tmp_path / 'f.svg').read_text()
-    assert drawing.count('id="node-0"') == 2
+    assert [drawing.count(f'id="{n}-node-0"') for n in (0, 1, 2)] == [1, 1, 0]
 
 
 @pytest.mark.parametrize(
-    ('extra', 'error', 'message'),
+    ('extra', 'message'),
     [
-        (['--tau', '1'], ValueError, r'tau must be in \[0, 1\), got 1.0'),
-        (['--stage', 'stages.9'], ValueError, "no stage 'stages.9'; the stages are stages.0, sta"),
-        (['--classes', '11'], ValueError, r"no images of the classes \['11'\]; there are 0, 1, "),
-        (['--dataset', 'idx', '--data-dir', 'nowhere'], FileNotFoundError, 'nowhere'),
+        (['--tau', '1'], 'error: tau must be in [0, 1), got 1.0\n'),
+        (['--stage', 'stages.9'], "error: no stage 'stages.9'; the stages are stages.0, stages.1"),
+        (['--classes', '11'], "error: no images of the classes ['11']; there are 0, 1, 2"),
+        (['--dataset', 'idx', '--data-dir', 'nowhere'], 'error: '),
+        (['--csv', 'no/such/t.csv'], 'error: no/such/t.csv: there is no such folder'),
+        (['--figure', 'f.gif'], 'error: --figure f.gif is not one of .svg, .png, .pdf'),
     ],
 )
-def test_what_the_command_cannot_do_is_refused(trained, monkeypatch, extra, error, message):
-    args = [str(trained['model']), '--dataset', 'digits', '--images', '1', '--figure', 'f.png']
-    monkeypatch.setattr(sys, 'argv', ['routing.py', *args, *extra])
-    script = runpy.run_path(str(ROOT / 'tools/routing.py'))
-    with pytest.raises(error, match=message):
-        script['main'](script['parse_args']())
+def test_what_the_command_cannot_do_is_one_line(tool, trained, tmp_path, extra, message):
+    usual = ['--dataset', 'digits', '--figure', tmp_path / 'f.png']
+    status, _, err = tool('routing', trained['model'], *usual, *extra)
+    assert status == 1
+    assert err.startswith(message)
+    assert err.count('\n') == 1
 
 
-def test_a_network_without_routers_is_refused(tmp_path):
+def test_a_network_without_routers_is_refused(tool, tmp_path):
     timm_topo.save(timm.create_model('test_toponet', num_classes=10), tmp_path / 'static')
-    result = command(tmp_path / 'static', '--dataset', 'digits')
-    assert result.returncode == 1
-    assert result.stderr == 'error: TopoNet has no router whose threshold could be set\n'
+    _, _, err = tool('routing', tmp_path / 'static', '--dataset', 'digits')
+    assert err == f'error: {tmp_path / "static"} has no routers\n'
+
+
+# -- the benchmark ------------------------------------------------------------------------------
+
+
+def test_the_benchmark_tells_ratios_to_the_first_model(tool):
+    status, out, err = tool(
+        'benchmark', 'test_toponet', 'test_toponet:connectivity=router,num_nodes=3',
+        '--batch-size', '1', '2', '--img-size', '32', '--repeats', '2', '--channels-last',
+    )  # fmt: skip
+    assert status == 0, err
+    head, *rows = out.splitlines()
+    assert head.endswith(', 32 px')
+    assert [row.split()[1] for row in rows] == ['1', '1', '2', '2']
+    assert [row.split()[3] == '1.00' for row in rows][::2] == [True, True]
+    assert all(float(row.split()[3]) > 0 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ('args', 'message'),
+    [
+        (['resnet_none'], "error: unknown model 'resnet_none': see timm.list_models()"),
+        (['resnet18:gate'], "error: 'resnet18:gate': options are K=V, got 'gate'"),
+    ],
+)
+def test_what_the_benchmark_cannot_do_is_one_line(tool, args, message):
+    status, _, err = tool('benchmark', *args)
+    assert (status, err) == (1, message + '\n')
+
+
+@pytest.mark.parametrize('name', ['benchmark', 'routing'])
+@pytest.mark.parametrize('option', ['--batch-size', '--repeats', '--threads'])
+@pytest.mark.parametrize('value', ['0', '-1', '1.5', 'many'])
+def test_counts_from_one_on_are_asked_for(tool, name, option, value):
+    status, _, err = tool(name, 'a', '--dataset', 'b', option, value)
+    if name == 'benchmark':
+        status, _, err = tool(name, 'a', option, value)
+    assert status == 2
+    assert f"argument {option}: must be a whole number from 1 on, got '{value}'" in err

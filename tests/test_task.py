@@ -211,7 +211,8 @@ def test_the_penalty_reaches_a_compiled_or_distributed_model(wrappers, randomise
     torch.testing.assert_close(gradients(task, model, images, target), expected)
 
 
-def test_the_penalty_on_routed_weights_reaches_a_distributed_model(one_process):
+@pytest.mark.parametrize('wrappers', [('compile',), ('ddp',), ('compile', 'ddp')], ids='+'.join)
+def test_the_penalty_on_routed_weights_does_too(wrappers, one_process):
     model = tiny(connectivity='router')
     with torch.no_grad():
         for stage in model.stages:
@@ -220,11 +221,15 @@ def test_the_penalty_on_routed_weights_reaches_a_distributed_model(one_process):
     plain = TopoTask(model)(images, target)
     expected = gradients(TopoTask(model), model, images, target)
     task = TopoTask(model)
-    task.prepare_distributed(device_ids=[torch.device('cpu')])
-    result = task(images, target)
-    assert result['sparsity'] > 0
-    for name in ('loss', 'task_loss', 'sparsity'):
-        torch.testing.assert_close(result[name], plain[name])
+    if 'compile' in wrappers:
+        task.compile(backend='aot_eager')
+    if 'ddp' in wrappers:
+        task.prepare_distributed(device_ids=[torch.device('cpu')])
+    for _ in range(2):
+        result = task(images, target)
+        assert result['sparsity'] > 0
+        for name in ('loss', 'task_loss', 'sparsity'):
+            torch.testing.assert_close(result[name], plain[name])
     torch.testing.assert_close(gradients(task, model, images, target), expected)
 
 

@@ -2,7 +2,6 @@
 
 import os
 import re
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -33,26 +32,6 @@ def saved(tmp_path_factory, randomise) -> Path:
             stage.connectivity.alpha.copy_(torch.arange(1, 7) / 100)
             stage.connectivity.alpha[stage.wiring.edges.index((0, 3))] = 1.0
     return timm_topo.save(model, tmp_path_factory.mktemp('tools') / 'net')
-
-
-@pytest.fixture
-def tool(monkeypatch, capsys):
-    """Function that runs a tool in this process: exit status, standard output and error."""
-
-    def tool(name: str, *args) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, 'argv', [f'tools/{name}.py', *map(str, args)])
-        status = 0
-        try:
-            runpy.run_path(str(ROOT / 'tools' / f'{name}.py'), run_name='__main__')
-        except SystemExit as stop:  # as the interpreter does it
-            status = stop.code or 0
-            if isinstance(status, str):
-                print(status, file=sys.stderr)
-                status = 1
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return tool
 
 
 def shell(name: str, *args) -> subprocess.CompletedProcess:

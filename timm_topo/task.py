@@ -28,8 +28,7 @@ class TopoTask(ClassificationTask):
         **kwargs: For ``timm.task.ClassificationTask``.
 
     Raises:
-        ValueError: The model's sparsity is unknown, or the model is compiled and its weights
-            depend on the image.
+        ValueError: The model's sparsity is unknown.
     """
 
     def __init__(self, model: nn.Module, *args, **kwargs):
@@ -47,15 +46,6 @@ class TopoTask(ClassificationTask):
         if self.device.type == 'cpu':
             device_ids = None
         return super().prepare_distributed(device_ids, **ddp_kwargs)
-
-    def compile(self, *args, **kwargs):
-        """As in timm."""
-        if self.routed:
-            raise ValueError(
-                f'sparsity={self.sparsity!r} of weights that depend on the image needs a network '
-                'that is not compiled'
-            )
-        return super().compile(*args, **kwargs)
 
     def forward(self, input: Tensor, target: Tensor) -> Dict[str, Tensor]:
         """One batch.

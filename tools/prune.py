@@ -39,7 +39,7 @@ def parse_args() -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument('--batch-size', type=int, default=8, help='of the latency measurement')
     args = parser.parse_args()
-    if args.recalibrate and not args.dataset:
+    if args.recalibrate and args.dataset is None:
         parser.error('--recalibrate needs --dataset')
     return args
 
@@ -48,13 +48,16 @@ def main(args: argparse.Namespace) -> None:
     model = timm_topo.load(args.model).eval()
     mode = 'L' if input_size_of(model)[0] == 1 else 'RGB'
     data = None
-    if args.dataset:
+    if args.dataset is not None:
         data = load_dataset(args.dataset, args.data_dir, args.val_split, mode)
-    train, images = None, None
-    if args.dataset:
+    routed = any(stage.needs_context for stage in graph_stages(model).values())
+    if routed and data is None:
+        raise ValueError('edge weights of this network depend on the image: give --dataset')
+    train = images = None
+    if routed or args.recalibrate:
         train = load_dataset(args.dataset, args.data_dir, args.train_split, mode)
-        if any(stage.needs_context for stage in graph_stages(model).values()):
-            (images,) = image_batches(model, train, 1)
+    if routed:
+        (images,) = image_batches(model, train, 1)
     pruned, report = prune(
         model, args.threshold, args.fraction, relative=args.relative, images=images
     )
@@ -70,7 +73,7 @@ def main(args: argparse.Namespace) -> None:
             f'{count_flops(network).total / 1e6:.2f} M multiply-adds  '
             f'{times[label].median:.2f} ms for {args.batch_size} images (x{times[label].ratio:.2f})'
         )
-        print(line + (f'  top-1 {accuracy(network, data):.2f}%' if data else ''))
+        print(line + (f'  top-1 {accuracy(network, data):.2f}%' if data is not None else ''))
     timm_topo.save(pruned, args.output)
     print(f'saved: {args.output}')
 

@@ -43,12 +43,13 @@ def prune_sweep(
     Args:
         model: A trained model with graph stages; left as it is.
         fractions: Shares of edges to remove, ascending.
-        images: Batches for :func:`timm_topo.analysis.prune.recalibrate`.
+        images: Batches for :func:`timm_topo.analysis.prune.recalibrate`; over the first, weights
+            that depend on the image are averaged.
         score: Accuracy of a model, say.
     """
     for fraction in fractions:
         try:
-            smaller, report = prune(model, fraction=fraction)
+            smaller, report = prune(model, fraction=fraction, images=images[0])
         except DisconnectedError:
             return
         at_once = score(smaller)

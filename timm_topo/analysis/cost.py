@@ -5,12 +5,13 @@ import statistics
 import time
 import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from ..stages import GraphStage
+from ..stages import GraphStage, evaluation_mode
 
 __all__ = ['Flops', 'Latency', 'count_flops', 'count_parameters', 'input_size_of', 'latency']
 
@@ -43,12 +44,14 @@ class Latency:
         low: First quartile.
         high: Third quartile.
         ratio: Median of the ratios to the first model, repetition by repetition.
+        ratios: First and third quartile of these ratios.
     """
 
     median: float
     low: float
     high: float
     ratio: float
+    ratios: tuple[float, float]
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -81,14 +84,13 @@ def count_flops(model: nn.Module, input_size: Sequence[int] | None = None) -> Fl
         edges.append(per_map + raw * args[0][0].numel())
 
     hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, GraphStage)]
-    training = model.training
     log = logging.getLogger('fvcore.nn.jit_analysis')
     level = log.level
     log.setLevel(logging.ERROR)  # it lists every operation that is not counted
     try:
-        with torch.no_grad():
+        with torch.no_grad(), evaluation_mode(model):
             try:
-                model.eval()(image)
+                model(image)
             finally:
                 for hook in hooks:
                     hook.remove()
@@ -97,7 +99,6 @@ def count_flops(model: nn.Module, input_size: Sequence[int] | None = None) -> Fl
                 counted = analysis(model, image).by_operator()
     finally:
         log.setLevel(level)
-        model.train(training)
     return Flops(int(counted['conv']), int(counted['linear']), sum(edges))
 
 
@@ -128,7 +129,7 @@ def latency(
 
     Args:
         models: Models by label, all on one device; the first is the unit of the ratios.
-        input_size: ``(C, H, W)``.
+        input_size: ``(C, H, W)`` of the noise, where no images are given.
         batch_size: Images per pass.
         repeats: Rounds, after two that do not count.
         images: Images to take the batches from, ``(n, C, H, W)``, n >= batch_size, the same for
@@ -142,21 +143,19 @@ def latency(
         raise ValueError(f'{len(images)} images make no batch of {batch_size}')
     if not models or repeats < 1:
         raise ValueError(f'latency needs models and rounds, got {len(models)} and {repeats}')
-    modes = {label: model.training for label, model in models.items()}
     times = {label: [] for label in models}
-    try:
+    with ExitStack() as stack:
+        for model in models.values():
+            stack.enter_context(evaluation_mode(model))
         for round_ in range(repeats + 2):
             if images is None:
                 batch = torch.randn(batch_size, *input_size)
             else:
                 batch = images.roll(-round_ * batch_size, 0)[:batch_size]
             for label, model in models.items():
-                elapsed = _forward_ms(model.eval(), batch)
+                elapsed = _forward_ms(model, batch)
                 if round_ >= 2:
                     times[label].append(elapsed)
-    finally:
-        for label, training in modes.items():
-            models[label].train(training)
     unit = next(iter(times.values()))
     return {label: _summary(taken, unit) for label, taken in times.items()}
 
@@ -176,6 +175,10 @@ def _forward_ms(model: nn.Module, images: Tensor) -> float:
 
 
 def _summary(taken: list[float], unit: list[float]) -> Latency:
-    low, median, high = statistics.quantiles(taken, n=4) if len(taken) > 1 else taken * 3
-    ratio = statistics.median(t / u for t, u in zip(taken, unit))
-    return Latency(median=median, low=low, high=high, ratio=ratio)
+    low, median, high = _quartiles(taken)
+    least, ratio, most = _quartiles([t / u for t, u in zip(taken, unit)])
+    return Latency(median=median, low=low, high=high, ratio=ratio, ratios=(least, most))
+
+
+def _quartiles(values: list[float]) -> list[float]:
+    return statistics.quantiles(values, n=4) if len(values) > 1 else values * 3

@@ -275,14 +275,15 @@ def _draw_graphs(
     fig = Figure()
     grid = fig.subplots(rows, columns, squeeze=False).flat
     tops, bottoms = [], []
-    for axes, panel in zip(grid, panels):
+    for number, (axes, panel) in enumerate(zip(grid, panels)):
         order = np.argsort(np.abs(panel.weights), kind='stable')  # strong edges on top
         above = panel.weights[order] >= 0
-        tops.append(_draw_arcs(axes, panel.wiring, panel.weights, order[above], limit))
-        bottoms.append(_draw_arcs(axes, panel.wiring, panel.weights, order[~above], limit))
-        _draw_nodes(axes, panel.wiring, panel.labels)
+        prefix = f'{number}-' if len(panels) > 1 else ''
+        tops.append(_draw_arcs(axes, panel, order[above], limit, prefix))
+        bottoms.append(_draw_arcs(axes, panel, order[~above], limit, prefix))
+        _draw_nodes(axes, panel, prefix)
         axes.set_title(panel.title, parse_math=False)
-    for axes in grid:
+    for axes in fig.axes:
         axes.set(xlim=(-1.6, nodes + 0.6), ylim=(-max(bottoms), max(tops)))
         axes.set_axis_off()
     width, height = 0.34 * nodes + 1.4, 0.2 * (max(tops) + max(bottoms)) + 0.4
@@ -308,9 +309,9 @@ def _edge_look(weight: float, limit: float) -> dict:
     )
 
 
-def _draw_arcs(axes: Axes, wiring: Wiring, weights: np.ndarray, edges, limit: float) -> float:
+def _draw_arcs(axes: Axes, panel: Panel, edges, limit: float, prefix: str) -> float:
     """Draw edges of one sign; returns how far from the line they reach."""
-    reach = 1.1
+    reach, wiring, weights = 1.1, panel.wiring, panel.weights
     for e in edges:
         source, target = wiring.edges[e]
         height = (target - source) ** 0.75
@@ -319,19 +320,19 @@ def _draw_arcs(axes: Axes, wiring: Wiring, weights: np.ndarray, edges, limit: fl
         axes.add_patch(
             PathPatch(
                 Path([(source, 0), (source, control), (target, control), (target, 0)], _ARC),
-                fill=False, capstyle='butt', gid=f'edge-{source}-{target}',
+                fill=False, capstyle='butt', gid=f'{prefix}edge-{source}-{target}',
                 **_edge_look(weights[e], limit),
             )
         )  # fmt: skip
     return reach
 
 
-def _draw_nodes(axes: Axes, wiring: Wiring, labels: Sequence[str]) -> None:
-    dead, last = set(wiring.dead_nodes()), wiring.num_nodes - 1
-    for node, label in enumerate(labels):
+def _draw_nodes(axes: Axes, panel: Panel, prefix: str) -> None:
+    dead, last = set(panel.wiring.dead_nodes()), panel.wiring.num_nodes - 1
+    for node, label in enumerate(panel.labels):
         end = node in (0, last)
         axes.scatter(
-            node, 0, s=200, marker='s' if end else 'o', zorder=3, gid=f'node-{node}',
+            node, 0, s=200, marker='s' if end else 'o', zorder=3, gid=f'{prefix}node-{node}',
             facecolor=_INK if end and node not in dead else 'white',
             edgecolor=_FAINT if node in dead else _INK,
             linestyle='--' if node in dead else '-',

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..connectivity.fixed import FixedConnectivity
-from ..stages import GraphStage, adjacency, graph_stages
+from ..stages import GraphStage, adjacency, evaluation_mode, graph_stages
 from ..wiring import Wiring
 from .cost import fvcore_nn, input_size_of
 
@@ -325,8 +325,15 @@ def _describe(name: str, stage: GraphStage, keep: Tensor, cut: GraphStage) -> St
         edges=(old.num_edges, cut.wiring.num_edges),
         nodes=(old.num_nodes, cut.wiring.num_nodes),
         removed=removed,
-        starved=tuple(node for node in removed if node in read),
+        starved=tuple(node for node in removed if node in read and not _skips(stage, node)),
     )
+
+
+def _skips(stage: GraphStage, node: int) -> bool:
+    """Whether a node without weight on its in-edges is not computed anyway."""
+    thresholds = stage.connectivity.thresholds() if stage.needs_context else None
+    start, stop = stage.wiring.in_edges[node]
+    return thresholds is not None and bool((thresholds[start:stop] > 0).all())
 
 
 @torch.no_grad()
@@ -335,11 +342,8 @@ def _probe_output(model: nn.Module, probe: Tensor | None) -> Tensor:
     if probe is None:
         noise = torch.Generator().manual_seed(0)
         probe = torch.randn(2, *input_size_of(model), generator=noise)
-    training = model.training
-    try:
-        return model.eval()(probe.to(reference)).float()
-    finally:
-        model.train(training)
+    with evaluation_mode(model):
+        return model(probe.to(reference)).float()
 
 
 def recalibrate(model: nn.Module, batches: Sequence[Tensor]) -> nn.Module:
@@ -384,7 +388,7 @@ def freeze_edge_weights(model: nn.Module, images: Tensor | None = None) -> nn.Mo
     return model
 
 
-def retrainable(model: nn.Module, alpha: str = 'reset') -> nn.Module:
+def retrainable(model: nn.Module, alpha: str = 'reset', images: Tensor | None = None) -> nn.Module:
     """A copy with fresh weights in the same wiring, to be trained from scratch (section 4.5).
 
     Args:
@@ -392,15 +396,16 @@ def retrainable(model: nn.Module, alpha: str = 'reset') -> nn.Module:
         alpha: What becomes of the edge weights: ``'reset'`` to their initial value (a fixed
             rule: 1) and, by a learned rule, learned again; ``'keep'`` as they are and learned on;
             or ``'frozen'`` as they are.
+        images: See :func:`edge_weights`; for ``'frozen'`` only.
 
     Raises:
-        ValueError: Another ``alpha``.
+        ValueError: Another ``alpha``, or weights to freeze that depend on the image without images.
     """
     if alpha not in ('reset', 'keep', 'frozen'):
         raise ValueError(f"alpha must be 'reset', 'keep' or 'frozen', got {alpha!r}")
     fresh = copy.deepcopy(model)
     if alpha == 'frozen':
-        freeze_edge_weights(fresh)
+        freeze_edge_weights(fresh, images)
     learned = {n: copy.deepcopy(s.connectivity) for n, s in graph_stages(fresh).items()}
     fresh.init_weights()
     if alpha != 'reset':

@@ -1,6 +1,6 @@
 """Which edges images take: open edges and computed nodes per image, mean weights per class."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..stages import adjacency, graph_stages
 from ..wiring import Wiring
 
-__all__ = ['StageRouting', 'routing', 'routing_metrics']
+__all__ = ['StageRouting', 'class_offsets', 'routing', 'routing_metrics']
 
 
 @dataclass(frozen=True)
@@ -102,3 +102,32 @@ def routing_metrics(routes: dict[str, StageRouting]) -> dict[str, float]:
         'open_edges': 100 * is_open / edges,
         'computed_nodes': 100 * computed / nodes if nodes else 100.0,
     }
+
+
+def class_offsets(
+    route: StageRouting,
+    names: Sequence[str] | None = None,
+    classes: Sequence[str] | None = None,
+    limit: int | None = None,
+) -> dict[str, Tensor]:
+    """Which edges classes use more or less than the average image: their mean minus that of all.
+
+    Args:
+        route: A stage, as from :func:`routing`.
+        names: Names of the labels, in label order; the labels themselves by default.
+        classes: Names of those to return, in this order; by default all, the most different first.
+        limit: At most so many of the default.
+
+    Returns:
+        ``(E,)`` by class name.
+
+    Raises:
+        ValueError: No image was of one of ``classes``.
+    """
+    label = {str(names[c]) if names else str(c): c for c in route.by_class}
+    unknown = sorted(set(classes or ()) - set(label))
+    if unknown:
+        raise ValueError(f'no images of the classes {unknown}; there are {", ".join(label)}')
+    offsets = {name: route.by_class[c] - route.mean for name, c in label.items()}
+    order = sorted(offsets, key=lambda name: -offsets[name].norm().item())
+    return {name: offsets[name] for name in classes or order[:limit]}

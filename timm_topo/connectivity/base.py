@@ -32,6 +32,7 @@ class Connectivity(nn.Module):
     """
 
     spans: List[List[int]]
+    preds: List[List[int]]
     per_edge: tuple[str, ...] = ()
     per_source: tuple[str, ...] = ()
     needs_context: bool = False
@@ -42,6 +43,7 @@ class Connectivity(nn.Module):
         self.wiring = wiring
         self.num_edges = wiring.num_edges
         self.spans = [list(span) for span in wiring.in_edges]  # lists, for TorchScript
+        self.preds = [list(wiring.preds(node)) for node in range(wiring.num_nodes)]
         self.options = {}
 
     def forward(self, node: int, context: Optional[Tensor] = None) -> Tensor:
@@ -90,6 +92,7 @@ class Connectivity(nn.Module):
         smaller.wiring = wiring
         smaller.num_edges = wiring.num_edges
         smaller.spans = [list(span) for span in wiring.in_edges]
+        smaller.preds = [list(wiring.preds(node)) for node in range(wiring.num_nodes)]
         node = {new: self.wiring.edges[e][0] for (new, _), e in zip(wiring.edges, edges)}
         nodes = [node[source] for source in range(wiring.num_nodes - 1)] if self.per_source else []
         for names, picks in ((self.per_edge, edges), (self.per_source, nodes)):
@@ -159,13 +162,14 @@ def build_connectivity(
     Args:
         spec: A registered name; a dict with ``name`` and the rule's options; or a class.
         wiring: The wiring whose edges get weights.
-        channels: Channels of the maps, for rules with an option of that name.
+        channels: Channels of the maps, for rules with an option of that name, which may not
+            differ.
         device: Where parameters live.
         dtype: Their type.
 
     Raises:
         TypeError: ``spec`` is of another type, or an option is unknown to the rule.
-        ValueError: Unknown name.
+        ValueError: Unknown name, or an option ``channels`` other than that of the maps.
     """
     options = {}
     if isinstance(spec, dict):
@@ -181,7 +185,8 @@ def build_connectivity(
         raise TypeError(f'a connectivity is a name, a dict with a name or a class, got {spec!r}')
     signature = inspect.signature(spec)
     if channels is not None and 'channels' in signature.parameters:
-        options.setdefault('channels', channels)
+        if options.setdefault('channels', channels) != channels:
+            raise ValueError(f'channels={options["channels"]!r} for maps of {channels} channels')
     try:
         signature.bind(wiring, **options)
     except TypeError as error:

@@ -1,8 +1,7 @@
 """DG-Net: edge weights that each image predicts for itself (Yuan et al., 2020, section 3.3)."""
 
 import math
-from collections.abc import Sequence
-from typing import Optional
+from typing import List, Optional
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +11,7 @@ from .base import Connectivity, register_connectivity
 
 __all__ = ['RouterConnectivity', 'check_tau', 'set_tau']
 
-_LARGEST = 1 - 2**-10  # a threshold of 1 would close every edge
+_LARGEST = 1 - 2**-8  # below 1 in half precision too: 1 would close every edge
 
 
 @register_connectivity('router')
@@ -25,8 +24,12 @@ class RouterConnectivity(Connectivity):
 
     Every node has a threshold tau for its out-edges. Evaluation closes edges below it. How tau
     learns is ours, as the paper names no gradient: training multiplies every weight by
-    sigmoid((a_ij - tau_i) / temperature), a soft form of Eq. 5 that closes edges below tau, leaves
-    those well above it alone and is differentiable in both. tau stays within [0, 1).
+    sigmoid((a_ij - tau_i) / temperature), a soft form of Eq. 5 that is differentiable in both. It
+    agrees with Eq. 5 where a_ij is several temperatures away from tau_i. Nearer, training weighs
+    edges less than evaluation does (half at tau), which batch norm's statistics reflect:
+    :func:`timm_topo.analysis.prune.recalibrate` estimates them for evaluation. From tau = 0 the
+    thresholds of edges around 0.5 hardly move: to have edges closed, start at a tau of 0.1 to 0.3,
+    or add sparsity. Thresholds act as clamped to [0, 1); momentum may carry ``tau`` beyond.
 
     Parameters are ``weight`` ``(E, C)``, which optimizers may decay, ``bias`` ``(E,)`` and ``tau``
     ``(N - 1,)``, which they may not.
@@ -37,7 +40,7 @@ class RouterConnectivity(Connectivity):
         router_init: What every edge weighs at first, whatever the image: b_ij = logit(router_init)
             and w_ij = 0 (the paper is silent). 0.5, the default, is where sigmoid learns fastest;
             near 1, a re-wired network computes about what it did with its shortcuts.
-        tau: Initial threshold in [0, 1); 0 keeps every edge.
+        tau: Initial threshold in [0, 1), below router_init; 0 keeps every edge.
         temperature: Width of the soft threshold of training, > 0.
 
     Raises:
@@ -68,6 +71,10 @@ class RouterConnectivity(Connectivity):
         if not 0 < self.router_init < 1:
             raise ValueError(f'router_init must be in (0, 1), got {router_init}')
         self.initial_tau = check_tau(tau)
+        if self.initial_tau and self.initial_tau >= self.router_init:
+            raise ValueError(
+                f'tau={tau} would close every edge, which weigh {router_init} at first'
+            )
         self.largest = _LARGEST  # as an attribute, for TorchScript
         self.temperature = _number('temperature', temperature)
         if not (math.isfinite(self.temperature) and self.temperature > 0):
@@ -79,7 +86,6 @@ class RouterConnectivity(Connectivity):
         self.weight = nn.Parameter(torch.empty(self.num_edges, channels))
         self.bias = nn.Parameter(torch.empty(self.num_edges))
         self.tau = nn.Parameter(torch.empty(wiring.num_nodes - 1))
-        self.register_buffer('source', _sources(wiring), persistent=False)
         self.reset_parameters()
 
     def forward(self, node: int, context: Optional[Tensor] = None) -> Tensor:
@@ -91,21 +97,27 @@ class RouterConnectivity(Connectivity):
         weights = torch.sigmoid(logits + self.bias[span[0] : span[1]])
         if not self.training:
             return weights
-        if torch.jit.is_scripting():
+        if torch.jit.is_scripting():  # which knows no gradient but clamp's
             tau = self.tau.clamp(0.0, self.largest)
         else:
             tau = _Within.apply(self.tau, 0.0, self.largest)
-        tau = tau[self.source[span[0] : span[1]]]
+        by_node = tau.unbind(0)
+        tau = torch.stack([by_node[source] for source in self.preds[node]])
         return weights * torch.sigmoid((weights - tau) / self.temperature)
 
     def thresholds(self) -> Optional[Tensor]:
         """tau of each edge's source, ``(E,)``."""
-        return self.tau.clamp(0.0, self.largest)[self.source]
+        by_node = self.tau.clamp(0.0, self.largest).unbind(0)
+        by_edge: List[Tensor] = []
+        for sources in self.preds:
+            by_edge += [by_node[source] for source in sources]
+        return torch.stack(by_edge)
 
     def edge_weights(self) -> Tensor:
         raise RuntimeError(
             'the weights of a router depend on the image: average '
-            'timm_topo.adjacency(model, images) over images'
+            'timm_topo.adjacency(model, images) over images, or, for a loss, hand over the '
+            'timm_topo.stages.record_adjacency of a batch'
         )
 
     def reset_parameters(self) -> None:
@@ -113,12 +125,6 @@ class RouterConnectivity(Connectivity):
         nn.init.zeros_(self.weight)
         nn.init.constant_(self.bias, math.log(self.router_init / (1 - self.router_init)))
         nn.init.constant_(self.tau, self.initial_tau)
-        self.source.copy_(_sources(self.wiring))
-
-    def select(self, wiring: Wiring, edges: Sequence[int]) -> 'RouterConnectivity':
-        smaller = super().select(wiring, edges)
-        smaller.source = _sources(wiring).to(self.source.device)
-        return smaller
 
     def extra_repr(self) -> str:
         return f'{super().extra_repr()}, channels={self.channels}, tau={self.initial_tau:g}'
@@ -189,7 +195,3 @@ def _number(name: str, value: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f'{name} must be a number, got {value!r}')
     return float(value)
-
-
-def _sources(wiring: Wiring) -> Tensor:
-    return torch.tensor([source for source, _ in wiring.edges], dtype=torch.long)

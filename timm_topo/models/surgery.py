@@ -84,6 +84,11 @@ def rewire_stages(
             f'{base} has no residual stage of known blocks; known: {", ".join(known_blocks())}'
         )
     activation = _activation_between(graphs)
+    if projected_entry and not any(_keeps_resolution(segment[0]) for segment in graphs):
+        raise ValueError(
+            f'projected_entry changes nothing in {base}: no stage starts with a residual block '
+            'that has a shortcut and keeps the resolution'
+        )
     if exact and projected_entry:
         raise ValueError(
             f'{base} cannot be re-wired exactly with projected_entry, which gives first blocks '

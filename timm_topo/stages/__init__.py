@@ -1,7 +1,7 @@
 """Executing a wiring."""
 
 from .aggregate import aggregate, aggregate_reference
-from .buffer import adjacency, record_adjacency
+from .buffer import adjacency, evaluation_mode, record_adjacency
 from .graph_stage import GraphStage, graph_stages
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     'adjacency',
     'aggregate',
     'aggregate_reference',
+    'evaluation_mode',
     'graph_stages',
     'record_adjacency',
 ]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..wiring import Wiring
 from .graph_stage import GraphStage, graph_stages
 
-__all__ = ['adjacency', 'record_adjacency']
+__all__ = ['adjacency', 'evaluation_mode', 'record_adjacency']
 
 
 @torch.no_grad()
@@ -21,7 +21,7 @@ def adjacency(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     give every image the same matrix.
 
     Args:
-        model: A model with graph stages; its mode is restored.
+        model: A model with graph stages; the mode of its modules is restored.
         images: ``(B, C, H, W)``, preprocessed as in evaluation.
 
     Returns:
@@ -30,12 +30,8 @@ def adjacency(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     Raises:
         ValueError: The model has no graph stage.
     """
-    training = model.training
-    try:
-        with record_adjacency(model.eval()) as buffers:
-            model(images)
-    finally:
-        model.train(training)
+    with evaluation_mode(model), record_adjacency(model) as buffers:
+        model(images)
     return buffers
 
 
@@ -55,18 +51,34 @@ def record_adjacency(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     """
     buffers = {}
     stages = graph_stages(model)
+    before = {name: vars(stage).get('run') for name, stage in stages.items()}
     try:
         for name, stage in stages.items():
-            stage.run = _recording(stage, name, buffers)
+            stage.run = _recording(stage, name, buffers)  # around a recorder outside, if any
         yield buffers
     finally:
-        for stage in stages.values():
-            stage.__dict__.pop('run', None)
+        for name, stage in stages.items():
+            vars(stage).pop('run', None)
+            if before[name] is not None:
+                stage.run = before[name]
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[nn.Module]:
+    """Run ``model`` in evaluation mode and give every module its own mode back."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield model.eval()
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def _recording(stage: GraphStage, name: str, buffers: dict):
+    inner = stage.run
+
     def run(x: Tensor):
-        output, rows = GraphStage.run(stage, x)
+        output, rows = inner(x)
         buffers[name] = _matrices(stage.wiring, rows, len(x))
         return output, rows
 

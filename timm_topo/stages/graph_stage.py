@@ -28,9 +28,11 @@ class GraphStage(nn.Module):
 
     In evaluation, a rule with ``thresholds()`` closes edges per image (DG-Net, Eq. 5): a_ij = 0
     where it is below the threshold of its edge or where x_i was not computed. x_j is not computed
-    for an image all of whose edges into j are closed. The output keeps its strongest edge from a
-    node that was computed, so that no threshold cuts a stage with an edge (0, N-1) in two (ours).
-    What an image gets does not depend on the others in its batch.
+    for an image all of whose edges into j are closed. (The paper also leaves out nodes whose
+    out-edges are all closed, but their weights are only known from x_j.) The output keeps its
+    strongest edge from a node that was computed, so that no threshold cuts a stage with an edge
+    (0, N-1) in two (ours); without that edge, an image for which no node before the output was
+    computed gets zeros. What an image gets does not depend on the others in its batch.
 
     Args:
         wiring: N nodes without dead ones.
@@ -121,30 +123,37 @@ class GraphStage(nn.Module):
             gives them, ``(in_degree,)`` or ``(B, in_degree)``.
         """
         thresholds: Optional[Tensor] = None
+        skipping = False
         if self.needs_context and not self.training:
             thresholds = self.connectivity.thresholds()
         if not torch.jit.is_scripting():
             if thresholds is not None and _is_eager(x):
-                if not thresholds.any():
-                    thresholds = None
-                else:
-                    return self.run_open(x, thresholds)
+                skipping = bool(thresholds.any())
+                thresholds = thresholds if skipping else None
         features = [self.entry(x)]
         pooled = self.pool(features[0], [])
-        computed = [_all_of(features[0])]
+        computed = [torch.ones(features[0].shape[:1], dtype=torch.bool, device=x.device)]
+        is_open = computed[0]
         rows: List[Tensor] = []
         for i, node in enumerate(self.nodes):
             rows.append(self.weigh(i + 1, pooled))
             if thresholds is not None:
                 rows[-1], is_open = self.close(i + 1, rows[-1], thresholds, computed)
                 computed.append(is_open.any(1))
-            features.append(node(aggregate(self.inputs(i + 1, x, features), rows[-1])))
+            inputs = self.inputs(i + 1, x, features)
+            if skipping and not torch.jit.is_scripting():
+                features.append(_run_where(node, inputs, rows[-1], is_open, features[0]))
+            else:
+                features.append(node(aggregate(inputs, rows[-1])))
             pooled = self.pool(features[-1], pooled)
         last = len(self.nodes) + 1
         rows.append(self.weigh(last, pooled))
         if thresholds is not None:
-            rows[-1], _ = self.close(last, rows[-1], thresholds, computed)
-        return aggregate(self.inputs(last, x, features), rows[-1]), rows
+            rows[-1], is_open = self.close(last, rows[-1], thresholds, computed)
+        inputs = self.inputs(last, x, features)
+        if skipping and not torch.jit.is_scripting():
+            return _run_where(None, inputs, rows[-1], is_open, features[0]), rows
+        return aggregate(inputs, rows[-1]), rows
 
     def inputs(self, node: int, x: Tensor, features: List[Tensor]) -> List[Tensor]:
         """What ``node`` may read, in the order of its in-edges."""
@@ -186,46 +195,28 @@ class GraphStage(nn.Module):
             is_open = is_open | (strongest & ~is_open.any(1, keepdim=True))
         return torch.where(is_open, weights, torch.zeros_like(weights)), is_open
 
-    @torch.jit.unused
-    def run_open(self, x: Tensor, thresholds: Tensor) -> Tuple[Tensor, List[Tensor]]:
-        """As :meth:`run`, computing only what an image of the batch needs."""
-        x_0 = self.entry(x)
-        features, pooled, computed, rows = [x_0], self.pool(x_0, []), [_all_of(x_0)], []
-        for i in range(1, len(self.nodes) + 2):
-            weights, is_open = self.close(i, self.weigh(i, pooled), thresholds, computed)
-            needed = is_open.any(1)
-            node = self.nodes[i - 1] if i <= len(self.nodes) else nn.Identity()
-            inputs = self.inputs(i, x, features)
-            feature, mean = _run_where(node, inputs, weights, is_open, needed, x_0)
-            features.append(feature)
-            pooled.append(mean)
-            computed.append(needed)
-            rows.append(weights)
-        return features[-1], rows
-
 
 def _run_where(
-    node: nn.Module, inputs: List[Tensor], weights: Tensor, is_open: Tensor, needed: Tensor, x_0
-) -> Tuple[Tensor, Tensor]:
-    """A node's map, zero for images that do not need it, and its spatial mean."""
+    node: Optional[nn.Module], inputs: List[Tensor], weights: Tensor, is_open: Tensor, x_0: Tensor
+) -> Tensor:
+    """A node's map, computed for the images and read from the sources that have open edges.
+
+    Zero for other images. Without a node: the weighted sum, which nothing else holds.
+    """
     by_image = is_open.tolist()  # the one time that the host waits for the device
-    count = sum(any(edges) for edges in by_image)
-    if not count:
-        return x_0.new_zeros(()).expand_as(x_0), x_0.new_zeros(x_0.shape[:2])
+    at = [image for image, edges in enumerate(by_image) if any(edges)]
     used = [k for k, edges in enumerate(zip(*by_image)) if any(edges)]
-    inputs, weights = [inputs[k] for k in used], weights[:, used]
-    if count == len(needed):
-        feature = node(aggregate(inputs, weights))
-        return feature, feature.mean((2, 3))
-    at = needed.nonzero().squeeze(1)
-    part = node(aggregate([x[at] for x in inputs], weights[at]))
-    feature = torch.zeros_like(x_0, dtype=part.dtype).index_copy(0, at, part)
-    return feature, part.new_zeros(feature.shape[:2]).index_copy(0, at, part.mean((2, 3)))
-
-
-def _all_of(x: Tensor) -> Tensor:
-    """``(B,)``, True for every image of a batch."""
-    return torch.ones(x.shape[:1], dtype=torch.bool, device=x.device)
+    if not at:
+        return torch.zeros_like(x_0) if node is None else x_0.new_zeros(()).expand_as(x_0)
+    if len(used) < len(inputs):
+        inputs, weights = [inputs[k] for k in used], weights[:, used]
+    if node is None:
+        return aggregate(inputs, weights)
+    if len(at) == len(by_image):
+        return node(aggregate(inputs, weights))
+    rows = torch.tensor(at, device=x_0.device)
+    part = node(aggregate([x[rows] for x in inputs], weights[rows]))
+    return torch.zeros_like(x_0, dtype=part.dtype).index_copy(0, rows, part)
 
 
 def _is_eager(x: Tensor) -> bool:

@@ -22,7 +22,7 @@ from ..connectivity import exempt_from_weight_decay
 from ..data import class_names, load_dataset
 from ..models import rewire
 from ..task import TopoTask
-from .log import RunLog
+from .log import RunLog, stages_of
 
 __all__ = ['Run', 'build', 'default_name']
 
@@ -152,6 +152,12 @@ def _build_model(args: Namespace, classes: list[str] | None) -> nn.Module:
         model = _rewire(args, model)
         if args.from_saved_weights == 'finetune':
             return model
+        routed = any(stage.needs_context for stage in stages_of(model).values())
+        if args.from_saved_weights == 'frozen' and routed:
+            raise ValueError(
+                f'edge weights of {args.from_saved} depend on the image and cannot be frozen: '
+                '--from-saved-weights keep'
+            )
         return retrainable(model, args.from_saved_weights)
     if ':' not in args.model and not timm.is_model(args.model):
         raise ValueError(f'unknown model {args.model!r}: see timm.list_models()')
@@ -181,13 +187,18 @@ def _rewire(args: Namespace, model: nn.Module) -> nn.Module:
         if args.rewire_kwargs:
             raise ValueError(f'--rewire-kwargs {args.rewire_kwargs} need --rewire')
         return model
-    known = (
-        'wiring', 'projection', 'exact', 'sparsity', 'sparsity_weight', 'projected_entry',
-    )  # fmt: skip
-    unknown = sorted(set(args.rewire_kwargs) - set(known))
-    if unknown:
-        raise ValueError(f'--rewire-kwargs has {unknown}; known: {", ".join(known)}')
-    return rewire(model, args.rewire, **args.rewire_kwargs)
+    known = ('wiring', 'projection', 'exact', 'sparsity', 'sparsity_weight', 'projected_entry')
+    options = {key: args.rewire_kwargs[key] for key in known if key in args.rewire_kwargs}
+    of_rule = {key: value for key, value in args.rewire_kwargs.items() if key not in known}
+    try:
+        return rewire(model, {'name': args.rewire, **of_rule}, **options)
+    except TypeError as error:
+        if not of_rule:
+            raise
+        raise TypeError(
+            f'--rewire-kwargs {sorted(of_rule)} are no options of rewire ({", ".join(known)}) and '
+            f'not all of the rule {args.rewire!r}: {error}'
+        ) from None
 
 
 def _loader(args: Namespace, dataset, data_config: dict, device: torch.device, **options):

@@ -1,5 +1,6 @@
 """Accuracy of a model over a loader."""
 
+import copy
 from collections.abc import Callable
 from contextlib import nullcontext
 
@@ -7,9 +8,9 @@ import torch
 from timm.data import create_loader, resolve_data_config
 from timm.task import ClassificationEvaluator, evaluation_sample_limit
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
-__all__ = ['accuracy', 'eval_loader', 'evaluate', 'image_batches']
+__all__ = ['accuracy', 'eval_loader', 'evaluate', 'image_batches', 'sample']
 
 
 @torch.inference_mode()
@@ -68,15 +69,26 @@ def image_batches(
         count: Number of batches, if there are as many images.
         batch_size: Images per batch.
     """
-    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))
-    loader = eval_loader(model, dataset, batch_size)
-    chosen = DataLoader(
-        Subset(dataset, order[: count * batch_size].tolist()),
-        batch_size=batch_size,
-        collate_fn=loader.loader.collate_fn,
-    )
-    loader.loader = chosen  # timm's prefetcher around it: device and normalisation
+    loader = sample(eval_loader(model, dataset, batch_size), count * batch_size)
     return [images for images, _ in loader]
+
+
+def sample(loader, count: int):
+    """A loader of ``count`` random images of a timm loader, always the same.
+
+    Data sets that can only be read in order give the loader itself.
+    """
+    inner = loader.loader
+    if isinstance(inner.dataset, IterableDataset):
+        return loader
+    order = torch.randperm(len(inner.dataset), generator=torch.Generator().manual_seed(0))
+    chosen = copy.copy(loader)  # timm's prefetcher around it: device and normalisation
+    chosen.loader = DataLoader(
+        Subset(inner.dataset, order[:count].tolist()),
+        batch_size=inner.batch_size,
+        collate_fn=inner.collate_fn,
+    )
+    return chosen
 
 
 def eval_loader(model: nn.Module, dataset: Dataset, batch_size: int = 128):

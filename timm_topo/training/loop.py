@@ -30,7 +30,7 @@ from torch import nn
 from ..analysis.routing import routing, routing_metrics
 from ..checkpoint import read_checkpoint, save
 from .build import Run, build, default_name
-from .evaluate import evaluate
+from .evaluate import evaluate, sample
 from .log import RunLog, prepare_folder, stages_of
 
 __all__ = ['train']
@@ -212,11 +212,11 @@ def _epoch(run: Run, epoch: int, epochs: int) -> None:
 
 
 def _routes(run: Run, model: nn.Module) -> dict | None:
-    """How the first evaluation images go through the stages, where that depends on the image."""
+    """How some evaluation images go through the stages, where that depends on the image."""
     if not any(stage.needs_context for stage in stages_of(model).values()):
         return None
     with run.autocast():
-        return routing(model, run.loader_eval, ROUTED_IMAGES)
+        return routing(model, sample(run.loader_eval, ROUTED_IMAGES), ROUTED_IMAGES)
 
 
 def _train_epoch(run: Run, epoch: int, epochs: int) -> dict:

@@ -52,7 +52,8 @@ def _model(parser):
     )  # fmt: skip
     group.add_argument(
         '--rewire-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='K=V',
-        help='sparsity=adaptive, sparsity_weight=1e-4, wiring=..., projection=True, exact=False',
+        help='sparsity=adaptive, sparsity_weight=1e-4, wiring=..., projection=True, exact=False, '
+        'projected_entry=True, and options of the rule: router_init=0.99, tau=0.2, init=0.5',
     )  # fmt: skip
     group.add_argument('--num-classes', type=int, metavar='N', help='default: as in the data')
     group.add_argument('--drop', type=float, default=0.0, metavar='PCT')
@@ -148,6 +149,13 @@ def _run(parser):
     group.add_argument('--log-interval', type=int, default=50, metavar='N', help='batches')
     group.add_argument('--checkpoint-hist', type=int, default=2, metavar='N')
     group.add_argument('--no-tensorboard', action='store_true')
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 on, as the type of an option."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'must be a whole number from 1 on, got {text!r}')
+    return int(text)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -1,0 +1,78 @@
+#!/usr/bin/env python
+"""Forward time of models beside each other: ``python tools/benchmark.py resnet50 dgnet_resnet50``.
+
+Ratios are to the first model. All models run in turn, round by round, so that noise hits all alike;
+a ratio is the median over the rounds, its range the middle half of them. Options of a model follow
+its name: ``dgnet_resnet50:connectivity=alpha,num_classes=10``.
+"""
+
+import argparse
+import ast
+import sys
+
+import timm
+import torch
+
+import timm_topo  # noqa: F401  registers the models
+from timm_topo.analysis.cost import input_size_of, latency
+from timm_topo.training.options import positive
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('models', nargs='+', metavar='NAME[:K=V,...]')
+    parser.add_argument('--batch-size', type=positive, nargs='+', default=[1, 8])
+    parser.add_argument(
+        '--img-size', type=positive, help="side in pixels (default: the first model's)"
+    )
+    parser.add_argument('--repeats', type=positive, default=20, help='rounds, after two to warm up')
+    parser.add_argument('--threads', type=positive, help="default: PyTorch's")
+    parser.add_argument('--device', default='cpu')
+    parser.add_argument('--channels-last', action='store_true')
+    return parser.parse_args()
+
+
+def make(spec: str, args: argparse.Namespace) -> torch.nn.Module:
+    name, _, options = spec.partition(':')
+    if not timm.is_model(name):
+        raise ValueError(f'unknown model {name!r}: see timm.list_models()')
+    kwargs = {}
+    for option in filter(None, options.split(',')):
+        key, equals, value = option.partition('=')
+        if not equals:
+            raise ValueError(f'{spec!r}: options are K=V, got {option!r}')
+        try:
+            kwargs[key] = ast.literal_eval(value)
+        except (SyntaxError, ValueError):
+            kwargs[key] = value
+    model = timm.create_model(name, **kwargs).eval().to(args.device)
+    return model.to(memory_format=torch.channels_last) if args.channels_last else model
+
+
+def main(args: argparse.Namespace) -> None:
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    models = {spec: make(spec, args) for spec in args.models}
+    channels, *size = input_size_of(next(iter(models.values())))
+    if args.img_size:
+        size = [args.img_size] * 2
+    where = f'{torch.get_num_threads()} threads' if args.device == 'cpu' else args.device
+    print(f'PyTorch {torch.__version__}, timm {timm.__version__}, {where}, {size[0]} px')
+    width = max(map(len, models))
+    for batch in args.batch_size:
+        images = torch.randn(batch, channels, *size)
+        if args.channels_last:
+            images = images.to(memory_format=torch.channels_last)
+        times = latency(models, (channels, *size), batch, args.repeats, images)
+        for name, taken in times.items():
+            print(
+                f'batch {batch:3}  {name:{width}}  {taken.ratio:5.2f}  '
+                f'({taken.ratios[0]:.2f} to {taken.ratios[1]:.2f})  {taken.median:9.1f} ms'
+            )
+
+
+if __name__ == '__main__':
+    try:
+        main(parse_args())
+    except (ImportError, RuntimeError, TypeError, ValueError) as error:
+        sys.exit(f'error: {error}')
