@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 from timm.utils import ParseKwargs
 
-__all__ = ['build_parser', 'parse_args']
+__all__ = ['build_parser', 'parse_args', 'positive']
 
 
 def build_parser() -> argparse.ArgumentParser:
