@@ -269,6 +269,15 @@ def test_the_output_keeps_its_strongest_edge_from_a_computed_node():
     assert buffer[0, 3, 0].item() == pytest.approx(1 / (1 + math.exp(2)))
 
 
+def test_an_edge_at_its_threshold_stays_open():
+    stage = make_stage(complete(3), tau=0.5).eval()
+    with torch.no_grad():
+        stage.connectivity.weight.zero_()
+        stage.connectivity.bias.zero_()
+    _, buffer = run(stage, torch.randn(1, 3, 5, 5, dtype=torch.float64))
+    assert torch.equal(buffer[0], torch.full((3, 3), 0.5, dtype=torch.float64).tril(-1))
+
+
 def test_tau_belongs_to_the_source():
     stage = make_stage(complete(4)).eval()
     with torch.no_grad():
