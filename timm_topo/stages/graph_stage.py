@@ -132,7 +132,7 @@ class GraphStage(nn.Module):
                 thresholds = thresholds if skipping else None
         features = [self.entry(x)]
         pooled = self.pool(features[0], [])
-        computed = [torch.ones(features[0].shape[:1], dtype=torch.bool, device=x.device)]
+        computed = [features[0].new_ones(features[0].shape[:1], dtype=torch.bool)]
         is_open = computed[0]
         rows: List[Tensor] = []
         for i, node in enumerate(self.nodes):
