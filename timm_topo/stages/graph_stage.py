@@ -190,7 +190,7 @@ class GraphStage(nn.Module):
         is_open = (weights >= thresholds[span[0] : span[1]]) & available
         if node == len(self.nodes) + 1:
             strongest = weights.masked_fill(~available, -1.0).argmax(1, keepdim=True)
-            edges = torch.arange(weights.shape[1], device=weights.device)
+            edges = torch.ones_like(weights, dtype=torch.long).cumsum(1) - 1  # 0, 1, 2...
             strongest = (edges == strongest) & available
             is_open = is_open | (strongest & ~is_open.any(1, keepdim=True))
         return torch.where(is_open, weights, torch.zeros_like(weights)), is_open
