@@ -303,6 +303,20 @@ def test_pruning_a_routed_network_equals_masking_it(tmp_path, by):
     torch.testing.assert_close(timm_topo.load(tmp_path / 'smaller').eval()(IMAGES), smaller(IMAGES))
 
 
+@pytest.mark.parametrize('tau', [0.0, 0.05])
+def test_a_node_without_in_edges_goes_exactly_where_thresholds_skip_it(tau):
+    torch.manual_seed(2)
+    model = varied(tiny())
+    set_tau(model, tau)
+    keep = {n: torch.ones(s.wiring.num_edges).bool() for n, s in graph_stages(model).items()}
+    for stage, edges in keep.items():
+        wiring = model.get_submodule(stage).wiring
+        edges[[e for e, (_, target) in enumerate(wiring.edges) if target == 2]] = False
+    _, report = prune(model, keep=keep, probe=IMAGES)
+    assert report.exact == (tau > 0)
+    assert (report.difference < 1e-5 * report.scale) == (tau > 0)
+
+
 def test_frozen_routers_are_their_mean():
     model = varied(tiny())
     weights = edge_weights(model, IMAGES)
