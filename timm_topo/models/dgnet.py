@@ -2,8 +2,8 @@
 
 Yuan et al., 2020, Tables 1 and 5: the nodes are timm's own blocks, every node has a router. The
 static ablation (Table 6) is the same network with ``connectivity='alpha'``, the plain network is
-``base``. Convolutions have the printed MFLOPs, but for RegNetX-1600M (1601, printed 1604) and RegNetY
-(600, 601); parameters are within 0.3% of the print, but for RegNetY (6.07 M, printed 6.3).
+``base``. Convolutions have the printed MFLOPs, but for RegNetX-1600M (1601, printed 1604) and
+RegNetY (600, 601); parameters are within 0.3% of the print, but for RegNetY (6.07 M, printed 6.3).
 
 In the ResNets, ResNeXt and RegNets a ReLU follows every residual sum; in the graph it moves to the
 front of the next node, so that these networks are not their plain ones with other shortcuts.
