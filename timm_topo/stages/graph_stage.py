@@ -32,7 +32,8 @@ class GraphStage(nn.Module):
     out-edges are all closed, but their weights are only known from x_j.) The output keeps its
     strongest edge from a node that was computed, so that no threshold cuts a stage with an edge
     (0, N-1) in two (ours); without that edge, an image for which no node before the output was
-    computed gets zeros. What an image gets does not depend on the others in its batch.
+    computed gets zeros. What an image gets does not depend on the others in its batch, but for
+    rounding, which may close an edge that is at its threshold.
 
     Args:
         wiring: N nodes without dead ones.
@@ -203,7 +204,7 @@ def _run_where(
 
     Zero for other images. Without a node: the weighted sum, which nothing else holds.
     """
-    by_image = is_open.tolist()  # the one time that the host waits for the device
+    by_image = is_open.tolist()  # here the host waits for the device, once per node
     at = [image for image, edges in enumerate(by_image) if any(edges)]
     used = [k for k, edges in enumerate(zip(*by_image)) if any(edges)]
     if not at:
