@@ -1,1 +1,45 @@
-"""detectron2 FPN backbones made of timm_topo networks (to come; see CHANGELOG.md)."""
+"""timm_topo's networks as detectron2 backbones.
+
+Importing this package registers the builders ``build_topo_backbone``, ``build_topo_fpn_backbone``
+and ``build_retinanet_topo_fpn_backbone``, the meta architectures ``TopoRCNN`` and
+``TopoRetinaNet`` and the built-in data sets ``topo_digits_train`` and ``topo_digits_val``, and lets
+detectron2's ``DetectionCheckpointer`` read what timm trained.
+"""
+
+try:
+    import detectron2  # noqa: F401
+except ModuleNotFoundError as error:
+    if error.name != 'detectron2':  # it is there, but something it needs is not
+        raise
+    raise ImportError(
+        'd2_topo needs detectron2, which is not installed; how to install it: '
+        'https://detectron2.readthedocs.io/tutorials/install.html'
+    ) from None
+
+from . import data  # registers the data sets
+from .backbone import (
+    TopoBackbone,
+    build_retinanet_topo_fpn_backbone,
+    build_topo_backbone,
+    build_topo_fpn_backbone,
+)
+from .checkpoint import load_timm_weights
+from .config import add_topo_config
+from .lazy import zoo
+from .meta_arch import TopologyLoss, TopoRCNN, TopoRetinaNet
+from .optim import topo_optimizer_params
+
+__all__ = [
+    'TopoBackbone',
+    'TopoRCNN',
+    'TopoRetinaNet',
+    'TopologyLoss',
+    'add_topo_config',
+    'build_retinanet_topo_fpn_backbone',
+    'build_topo_backbone',
+    'build_topo_fpn_backbone',
+    'data',
+    'load_timm_weights',
+    'topo_optimizer_params',
+    'zoo',
+]

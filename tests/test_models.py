@@ -1,7 +1,8 @@
 """The registered models: size, function, options, export, and what timm expects of them.
 
 ``golden/complexity.json`` holds, per model: the default input, parameters, convolution MFLOPs (1
-FLOP = 1 multiply-add, as the papers count) and edges per stage, beside the paper's figures. A
+FLOP = 1 multiply-add, as the papers count) and edges per stage, beside the paper's figures; and for
+some the GFLOPs of the backbone in DG-Net's COCO table, 2 per multiply-add at 800x1333. A
 change of a model on purpose changes it too; print its new entry with
 
     python -c "import sys; sys.path.insert(0, 'tests'); import test_models as t; \
@@ -10,6 +11,7 @@ change of a model on purpose changes it too; print its new entry with
 
 import json
 import logging
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -56,9 +58,8 @@ def image(model: nn.Module, batch: int = 2) -> Tensor:
 # -- size ---------------------------------------------------------------------------------------
 
 
-def complexity(name: str) -> dict:
-    """What the golden file holds of a model, counted by its layers' shapes, without computing."""
-    model = timm.create_model(name, device='meta').eval()
+def conv_flops(model: nn.Module, size: Sequence[int]) -> int:
+    """Multiply-adds of the convolutions, by their shapes; ``model`` is on the meta device."""
     flops = 0
 
     def count(conv, args, output):
@@ -68,19 +69,25 @@ def complexity(name: str) -> dict:
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             module.register_forward_hook(count)
+    model.eval()(torch.empty(1, *size, device='meta'))
+    return flops
+
+
+def complexity(name: str) -> dict:
+    """What the golden file holds of a model, counted without computing."""
+    model = timm.create_model(name, device='meta')
     size = model.default_cfg['input_size']
-    model(torch.empty(1, *size, device='meta'))
     return {
         'input_size': list(size),
         'params': sum(parameter.numel() for parameter in model.parameters()),
-        'conv_mflops': flops / 1e6,
+        'conv_mflops': conv_flops(model, size) / 1e6,
         'edges': [m.wiring.num_edges for m in model.modules() if isinstance(m, GraphStage)],
     }
 
 
 @pytest.mark.parametrize('name', MODELS)
 def test_every_model_has_the_size_in_the_golden_file(name):
-    golden = {key: value for key, value in GOLDEN[name].items() if key != 'paper'}
+    golden = {key: GOLDEN[name][key] for key in ('input_size', 'params', 'conv_mflops', 'edges')}
     assert complexity(name) == golden
 
 
@@ -93,6 +100,17 @@ def test_size_is_within_a_percent_of_the_paper(name):
     golden = GOLDEN[name]
     assert golden['params'] / 1e6 == pytest.approx(golden['paper']['params_m'], rel=0.01)
     assert golden['conv_mflops'] / 1e3 == pytest.approx(golden['paper']['gflops'], rel=0.04)
+
+
+@pytest.mark.parametrize('name', [n for n, g in GOLDEN.items() if 'coco_backbone_gflops' in g])
+def test_backbones_have_the_flops_of_dgnets_table_2(name):
+    """At 800x1333; the paper counts 2 per multiply-add there."""
+    counted = {}
+    for kind, network in (('plain', name.removeprefix('dgnet_')), ('dgnet', name)):
+        model = timm.create_model(network, device='meta')
+        counted[kind] = round(2 * conv_flops(model, (3, 800, 1333)) / 1e9, 2)
+    assert counted == GOLDEN[name]['coco_backbone_gflops']
+    assert list(counted.values()) == pytest.approx(GOLDEN[name]['paper']['coco_gflops'], abs=1)
 
 
 @pytest.mark.parametrize('name', timm.list_models('toporesnet*'))

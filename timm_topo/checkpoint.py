@@ -6,11 +6,14 @@ network is rebuilt as it was. timm alone reads it: ``timm.create_model('local-di
 pretrained=True)``.
 """
 
+import argparse
 import copy
 import json
 import os
 import tempfile
 from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import timm
@@ -19,7 +22,7 @@ from safetensors import SafetensorError
 from timm.models import load_state_dict, save_for_hf
 from torch import Tensor, nn
 
-__all__ = ['load', 'read_checkpoint', 'save', 'saved_config']
+__all__ = ['Origin', 'checkpoint_origin', 'load', 'read_checkpoint', 'save', 'saved_config']
 
 #: Rises when a saved network stops being readable by older versions of this package.
 FORMAT = 1
@@ -171,3 +174,74 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
             f'checkpoint {path} is truncated, damaged or not just weights: {reason}'
         ) from None
     return state
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where weights come from, as far as it is stored with them.
+
+    Attributes:
+        weights: The file with the weights.
+        architecture: Registered name of the network.
+        wiring: Wirings of its stages, as in ``GraphNet.topology``; None if there are none, or if
+            the checkpoint does not tell.
+        mean: Per channel, what was subtracted from images with values from 0 to 1.
+        std: What they were divided by then.
+    """
+
+    weights: Path
+    architecture: str | None = None
+    wiring: list | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+
+def checkpoint_origin(path: str | Path) -> Origin:
+    """What a checkpoint tells about its network.
+
+    Args:
+        path: The folder of a saved network or the ``model.safetensors`` in one, a checkpoint of
+            timm's training (``.pth.tar``), or any other file of weights, which tells nothing.
+
+    Raises:
+        FileNotFoundError: There is no such file or folder, or the folder lacks a file.
+        ValueError: The folder's config cannot be read.
+    """
+    path = Path(path)
+    beside = path.name == 'model.safetensors' and (path.parent / 'config.json').is_file()
+    if path.is_dir() or beside:
+        folder = path if path.is_dir() else path.parent
+        config = saved_config(folder)
+        cfg = config.get('pretrained_cfg', {})
+        return Origin(
+            folder / 'model.safetensors',
+            config['architecture'],
+            config.get('model_args', {}).get('wiring'),
+            cfg.get('mean'),
+            cfg.get('std'),
+        )
+    if not path.is_file():
+        raise FileNotFoundError(f'checkpoint {path} does not exist')
+    args = _training_options(path)
+    name, kwargs = args.get('model'), args.get('model_kwargs') or {}
+    wiring = None
+    if name and timm.is_model(name) and not args.get('rewire') and not args.get('from_saved'):
+        with torch.device('meta'):
+            network = timm.create_model(name, **kwargs)
+        if hasattr(network, 'topology'):
+            wiring = json.loads(json.dumps(network.topology()))['wiring']
+    return Origin(path, name, wiring, args.get('mean'), args.get('std'))
+
+
+def _training_options(path: Path) -> dict:
+    """The command line options that timm's training stored with the weights, if it did."""
+    if path.suffix == '.safetensors':
+        return {}
+    known = getattr(torch.serialization, 'safe_globals', lambda _: nullcontext())
+    try:
+        with known([argparse.Namespace]):
+            stored = torch.load(path, map_location='meta', weights_only=True)
+    except Exception:  # read_checkpoint says what is wrong with it
+        return {}
+    args = stored.get('args') if isinstance(stored, dict) else None
+    return vars(args) if isinstance(args, argparse.Namespace) else {}

@@ -1,0 +1,140 @@
+"""Weights that timm trained, for detectors.
+
+Importing this module lets every ``DetectionCheckpointer`` load them: ``MODEL.WEIGHTS`` and
+``train.init_checkpoint`` may name a checkpoint of timm or a saved network. detectron2 has no place
+for other formats, so :func:`_load` stands in front of ``DetectionCheckpointer.load``; what is not
+timm's goes on as ever.
+"""
+
+import logging
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils.file_io import PathManager
+from torch import Tensor, nn
+
+from timm_topo.checkpoint import checkpoint_origin, read_checkpoint
+
+from .backbone import TopoBackbone, describe_misfit, topo_backbone
+
+__all__ = ['LoadReport', 'load_timm_weights']
+
+_logger = logging.getLogger('detectron2.d2_topo')
+_detectron2_load = DetectionCheckpointer.load
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What :func:`load_timm_weights` did: names of tensors.
+
+    Attributes:
+        loaded: Tensors of the backbone that were in the checkpoint.
+        skipped: Tensors of the checkpoint that the backbone has cut off: the classifier.
+        missing: Tensors of the backbone that stay as they are. Only those that re-wiring adds to a
+            plain network (edge weights and the like), when its weights are loaded.
+    """
+
+    loaded: tuple[str, ...]
+    skipped: tuple[str, ...]
+    missing: tuple[str, ...]
+
+    def __str__(self) -> str:
+        text = f'loaded {len(self.loaded)} tensors'
+        for kind in ('skipped', 'missing'):
+            names = getattr(self, kind)
+            text += f', {kind} {len(names)}'
+            if names:
+                text += f' ({", ".join(names[:4])}{", ..." if len(names) > 4 else ""})'
+        return text
+
+
+def load_timm_weights(model: nn.Module, path: str | Path) -> LoadReport:
+    """Load into a backbone, or a detector with one, what timm trained.
+
+    Averaged weights (EMA) are taken where there are any. Weights of the plain network fit its
+    re-wired form. Preprocessing that was stored with the weights replaces the backbone's.
+
+    Args:
+        model: A :class:`TopoBackbone`, or a detector with one.
+        path: ``.pth``, ``.pth.tar`` or ``.safetensors`` file, or the folder of a saved network.
+
+    Raises:
+        FileNotFoundError: There is no such file or folder.
+        ValueError: It is damaged, or of another network: by names, shapes, or the wiring that is
+            stored with the weights.
+    """
+    backbone = topo_backbone(model)
+    origin = checkpoint_origin(path)
+    if origin.wiring and (backbone.topology or {}).get('wiring') != origin.wiring:
+        raise ValueError(
+            f'{path} holds a {origin.architecture} with another wiring than the backbone '
+            f'{backbone.name}; if it was pruned, its folder must be the backbone: MODEL.TOPO.NAME, '
+            'or name in a LazyConfig'
+        )
+    weights = read_checkpoint(origin.weights)
+    report = _load_into(backbone, weights, path)
+    if origin.mean and origin.std:
+        backbone.pixels.set(origin.mean, origin.std)
+    backbone.has_weights = True
+    _logger.info(f'{path} -> backbone {backbone.name}: {report}')
+    return report
+
+
+def _load_into(backbone: TopoBackbone, weights: dict[str, Tensor], path: str | Path) -> LoadReport:
+    body, own = backbone.model, backbone.model.state_dict()
+    plain = body.plain_names() if hasattr(body, 'plain_names') else {}
+    skipped = weights.keys() & backbone.cut_off
+    kept = {n: v for n, v in weights.items() if n not in skipped and not _is_counter(n)}
+    counters = {n: weights.get(n, v) for n, v in own.items() if _is_counter(n)}
+    try:
+        body.load_state_dict({**kept, **counters})
+    except RuntimeError as error:
+        fits = {n: v for n, v in kept.items() if n not in own or own[n].shape == v.shape}
+        why = describe_misfit(own, fits) or str(error).splitlines()[0]
+        raise ValueError(
+            f'{path} is of another network than the backbone {backbone.name}: {why}'
+        ) from None
+    loaded = [n for n in own if n in kept or plain.get(n) in kept]
+    missing = [n for n in own if n not in loaded and not _is_counter(n)]
+    return LoadReport(tuple(loaded), tuple(sorted(skipped)), tuple(missing))
+
+
+def _is_counter(name: str) -> bool:
+    """Of batch norm: how many batches it saw. Frozen and other norms have none."""
+    return name.endswith('num_batches_tracked')
+
+
+@wraps(_detectron2_load)
+def _load(self, path, *args, **kwargs):
+    if not path or not any(isinstance(m, TopoBackbone) for m in self.model.modules()):
+        return _detectron2_load(self, path, *args, **kwargs)
+    local = path if Path(path).is_dir() else PathManager.get_local_path(path.partition('?')[0])
+    kind, damaged = _format(local, self.model)
+    if kind == 'timm' and '?' not in path:
+        load_timm_weights(self.model, local)
+        return {}
+    try:
+        return _detectron2_load(self, path, *args, **kwargs)
+    except Exception:
+        if damaged is not None:
+            raise damaged from None
+        raise
+
+
+def _format(path: str, detector: nn.Module) -> tuple[str, Exception | None]:
+    """``'timm'`` or ``'detectron2'``, and what went wrong in reading it, if anything did."""
+    if Path(path).is_dir() or path.endswith(('.safetensors', '.tar')):
+        return 'timm', None
+    if path.endswith(('.pkl', '.pyth')):
+        return 'detectron2', None
+    try:
+        names = read_checkpoint(path).keys()
+    except (FileNotFoundError, ValueError) as error:
+        return 'detectron2', error
+    detector = getattr(detector, 'module', detector)  # without DistributedDataParallel
+    return ('detectron2' if names & detector.state_dict().keys() else 'timm'), None
+
+
+DetectionCheckpointer.load = _load

@@ -1,0 +1,31 @@
+"""Keys that yaml configs of detectron2 get."""
+
+from detectron2.config import CfgNode
+
+__all__ = ['add_topo_config']
+
+
+def add_topo_config(cfg: CfgNode) -> None:
+    """Add ``MODEL.TOPO`` to a config, in place; see :class:`d2_topo.TopoBackbone`.
+
+    ``MODEL.BACKBONE.FREEZE_AT``, ``MODEL.PIXEL_MEAN``, ``MODEL.PIXEL_STD``, ``INPUT.FORMAT`` and
+    ``MODEL.FPN`` keep detectron2's meaning.
+    """
+    topo = cfg.MODEL.TOPO = CfgNode()
+    # A model of timm by name (ours are registered), or the folder of a saved (pruned) network.
+    topo.NAME = 'toponet_adaptive'
+    # Options of the model: wiring, connectivity, base (for 'rewired')...
+    topo.KWARGS = CfgNode(new_allowed=True)
+    # Whether timm fetches the weights it has under this name.
+    topo.PRETRAINED = False
+    # Subset of res2 (stride 4), res3, res4, res5 (stride 32).
+    topo.OUT_FEATURES = ['res2', 'res3', 'res4', 'res5']
+    # FrozenBN, BN, SyncBN or GN, instead of the network's batch norms.
+    topo.NORM = 'FrozenBN'
+    # Recompute in the backward pass instead of storing: less memory, more time.
+    topo.ACTIVATION_CHECKPOINT = False
+    # lambda of TopoNet's Eq. 6: weight of the L1 on edge weights, in the loss dict; 0 is without.
+    # Needs the meta architecture TopoRCNN or TopoRetinaNet.
+    topo.SPARSITY_WEIGHT = 0.0
+    # uniform or adaptive; '' is the model's own.
+    topo.SPARSITY = ''

@@ -1,0 +1,77 @@
+"""Norm layers and freezing of a timm network, in place.
+
+detectron2's and torch's own converters take timm's ``BatchNormAct2d`` for a plain batch norm and
+drop the activation inside; timm's do not.
+"""
+
+import math
+
+from timm.layers import (
+    BatchNormAct2d,
+    FrozenBatchNormAct2d,
+    GroupNormAct,
+    convert_sync_batchnorm,
+    freeze_batch_norm_2d,
+)
+from timm.utils import freeze
+from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
+
+__all__ = ['NORMS', 'convert_norm', 'freeze_modules', 'has_frozen_norm']
+
+
+def _group_norm(module: nn.Module) -> nn.Module:
+    """``module`` with group norm instead of batch norm: timm has no converter for it.
+
+    32 groups, as everywhere in detectron2, or as many as divide the channels.
+    """
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        channels = module.num_features
+        options = dict(num_groups=math.gcd(32, channels), eps=module.eps, affine=module.affine)
+        if isinstance(module, BatchNormAct2d):
+            new = GroupNormAct(channels, apply_act=False, **options)
+            new.act, new.drop = module.act, module.drop
+        else:
+            new = nn.GroupNorm(options.pop('num_groups'), channels, **options)
+        if module.affine:
+            new.weight, new.bias = module.weight, module.bias
+        return new.train(module.training)
+    for name, child in module.named_children():
+        setattr(module, name, _group_norm(child))
+    return module
+
+
+#: What ``norm`` of a backbone may be, as in detectron2: how batch norm is converted.
+NORMS = {
+    'BN': lambda model: model,
+    'FrozenBN': freeze_batch_norm_2d,
+    'SyncBN': convert_sync_batchnorm,
+    'GN': _group_norm,
+}
+
+
+def convert_norm(model: nn.Module, norm: str) -> nn.Module:
+    """``model`` with every batch norm replaced; other kinds of norm stay as they are.
+
+    Args:
+        model: A network of timm; changed in place.
+        norm: One of :data:`NORMS`. ``'GN'`` keeps scale and shift, but not the function.
+
+    Raises:
+        ValueError: Unknown norm.
+    """
+    if norm not in NORMS:
+        raise ValueError(f'unknown norm {norm!r}; known: {", ".join(NORMS)}')
+    return NORMS[norm](model)
+
+
+def freeze_modules(model: nn.Module, names: list[str]) -> None:
+    """No gradients for these modules of ``model``, and fixed statistics in their batch norms."""
+    if names:
+        freeze(model, names, include_bn_running_stats=True)
+
+
+def has_frozen_norm(model: nn.Module) -> bool:
+    """Whether any batch norm of ``model`` has fixed statistics, scale and shift."""
+    frozen = (FrozenBatchNorm2d, FrozenBatchNormAct2d)
+    return any(isinstance(module, frozen) for module in model.modules())

@@ -1,0 +1,89 @@
+#!/usr/bin/env python
+"""detectron2's train_net for yaml configs with a MODEL.TOPO backbone: train, evaluate, resume."""
+
+import sys
+from pathlib import Path
+
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode, get_cfg
+from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, launch
+from detectron2.evaluation import COCOEvaluator, verify_results
+from detectron2.utils import comm
+
+from d2_topo import add_topo_config
+from d2_topo.data import register_coco
+from timm_topo.connectivity import exempt_from_weight_decay
+
+
+class Trainer(DefaultTrainer):
+    """detectron2's, with COCO's evaluator and without weight decay on edge weights."""
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None):
+        folder = output_folder or Path(cfg.OUTPUT_DIR) / 'inference'
+        return COCOEvaluator(dataset_name, output_dir=str(folder))
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model):
+        optimizer = super().build_optimizer(cfg, model)
+        exempt_from_weight_decay(optimizer, model)
+        return optimizer
+
+
+def parse_args():
+    parser = default_argument_parser()
+    parser.add_argument(
+        '--coco', nargs=3, action='append', default=[], metavar=('NAME', 'JSON', 'IMAGES'),
+        help='register a data set in COCO format under NAME; may be given several times',
+    )  # fmt: skip
+    return parser.parse_args()
+
+
+def setup(args) -> CfgNode:
+    for name, annotations, images in args.coco:
+        register_coco(name, annotations, images)
+    if not Path(args.config_file).is_file():
+        raise FileNotFoundError(f'--config-file {args.config_file or "is missing"}: no such file')
+    cfg = get_cfg()
+    add_topo_config(cfg)
+    cfg.merge_from_file(args.config_file)
+    cfg.merge_from_list(args.opts)
+    cfg.freeze()
+    default_setup(cfg, args)
+    return cfg
+
+
+def main(args):
+    cfg = setup(args)
+    if args.eval_only:
+        model = Trainer.build_model(cfg)
+        checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        results = Trainer.test(cfg, model)
+        if comm.is_main_process():
+            verify_results(cfg, results)
+        return results
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train()
+
+
+def run() -> None:
+    args = parse_args()
+    launch(
+        main,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args,),
+    )
+
+
+if __name__ == '__main__':
+    try:
+        run()
+    except KeyboardInterrupt:
+        sys.exit('\ninterrupted; --resume goes on from the last checkpoint')
+    except (ImportError, OSError, ValueError) as error:
+        sys.exit(f'error: {error}')
