@@ -12,6 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
+from omegaconf import DictConfig, ListConfig
 from torch import Tensor, nn
 
 import timm_topo
@@ -93,7 +94,7 @@ class TopoBackbone(Backbone):
             )
         if not isinstance(name, nn.Module):
             kwargs.setdefault('in_chans', FORMATS.get(input_format, 3))
-        model, self.name, self.has_weights = _create(name, pretrained, kwargs)
+        model, self.name, self.has_weights = _create(name, pretrained, _plain(kwargs))
         self._indices, modules = _choose(model, self.name, out_features)
         self._set_features(model, out_features)
         self.topology = _topology(model)
@@ -266,6 +267,15 @@ def _create(name, pretrained: bool, kwargs: dict) -> tuple[nn.Module, str, bool]
     return model, name, pretrained
 
 
+def _plain(node):
+    """Plain dicts and lists instead of those of a config."""
+    if isinstance(node, (dict, DictConfig)):
+        return {key: _plain(value) for key, value in node.items()}
+    if isinstance(node, (list, ListConfig)):
+        return [_plain(value) for value in node]
+    return node
+
+
 def _levels(model: nn.Module) -> dict[str, int]:
     """Index into ``feature_info`` of the last map at stride 4, 8, 16 and 32, by name."""
     found = {}
@@ -366,7 +376,7 @@ def build_topo_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TopoBackbone:
         pixel_mean=cfg.MODEL.PIXEL_MEAN,
         pixel_std=cfg.MODEL.PIXEL_STD,
         input_format=cfg.INPUT.FORMAT,
-        **_plain(topo.KWARGS),
+        **topo.KWARGS,
     )
 
 
@@ -403,8 +413,3 @@ def _fpn(cfg: CfgNode, bottom_up: TopoBackbone, top_block) -> FPN:
         top_block=top_block(shapes),
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
     )
-
-
-def _plain(node):
-    """dicts instead of config nodes."""
-    return {k: _plain(v) for k, v in node.items()} if isinstance(node, dict) else node
