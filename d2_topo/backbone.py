@@ -123,7 +123,8 @@ class TopoBackbone(Backbone):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Images ``(B, C, H, W)``, preprocessed by the detector -> maps by name.
 
-        ``res2`` is ``(B, C_2, ceil(H / 4), ceil(W / 4))`` and so on.
+        ``res2`` is ``(B, C_2, H / 4, W / 4)`` and so on; detectors pad images to multiples of
+        the coarsest stride.
 
         Raises:
             RuntimeError: In training: nobody took the losses of the last forward pass.
