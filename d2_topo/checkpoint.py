@@ -84,6 +84,7 @@ def load_timm_weights(model: nn.Module, path: str | Path) -> LoadReport:
 
 def _load_into(backbone: TopoBackbone, weights: dict[str, Tensor], path: str | Path) -> LoadReport:
     body, own = backbone.model, backbone.model.state_dict()
+    before = {name: value.clone() for name, value in own.items()}
     plain = body.plain_names() if hasattr(body, 'plain_names') else {}
     skipped = weights.keys() & backbone.cut_off
     kept = {n: v for n, v in weights.items() if n not in skipped and not _is_counter(n)}
@@ -91,12 +92,13 @@ def _load_into(backbone: TopoBackbone, weights: dict[str, Tensor], path: str | P
     try:
         body.load_state_dict({**kept, **counters})
     except RuntimeError as error:
+        body.load_state_dict(before)  # what did fit was loaded already
         fits = {n: v for n, v in kept.items() if n not in own or own[n].shape == v.shape}
         why = describe_misfit(own, fits) or str(error).splitlines()[0]
         raise ValueError(
             f'{path} is of another network than the backbone {backbone.name}: {why}'
         ) from None
-    loaded = [n for n in own if n in kept or plain.get(n) in kept]
+    loaded = [n for n in own if n in weights or plain.get(n) in weights]
     missing = [n for n in own if n not in loaded and not _is_counter(n)]
     return LoadReport(tuple(loaded), tuple(sorted(skipped)), tuple(missing))
 
