@@ -1,6 +1,7 @@
-# make demo   train, prune, export and show a small network on built-in data (about 3 minutes)
-# make test   lint and the whole test suite (under 10 minutes)
-# Both make their own virtual environment in .venv the first time (a few GB of downloads).
+# make demo             train, prune, export and show a small network on built-in data (3 minutes)
+# make demo-detection   transfer one to a detector, where detectron2 is installed (4 minutes)
+# make test             lint and the whole test suite (under 10 minutes)
+# All make their own virtual environment in .venv the first time (a few GB of downloads).
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -9,14 +10,17 @@ STAMP  := $(VENV)/.installed
 JOBS   ?= 2
 TIMM_TESTS := $(VENV)/timm-tests
 
-.PHONY: demo test lint unit upstream clean help
+.PHONY: demo demo-detection test lint unit upstream clean help
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n 's/^# //p' Makefile | head -3
+	@sed -n 's/^# //p' Makefile | head -4
 
 demo: $(STAMP)
 	@$(BIN)/python tools/demo.py --output output/demo
+
+demo-detection: $(STAMP)
+	@$(BIN)/python tools/demo_detection.py --output output/demo-detection
 
 test: lint unit upstream
 
@@ -55,6 +59,9 @@ $(STAMP): setup.py
 	  || { rm -rf $(VENV); echo "error: $(PYTHON) cannot make a virtual environment (Debian: apt install python3-venv)"; exit 1; }
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[test]' \
 	  || { echo 'error: pip could not install the requirements in setup.py (see above)'; exit 1; }
+	@if $(BIN)/python -m pip install -q --no-index --no-deps detectron2 2>/dev/null; \
+	  then $(BIN)/python -m pip install -q --disable-pip-version-check -e '.[detection]'; \
+	  else echo '== no detectron2 here: its tests will be skipped (README, Detection)'; fi
 	@touch $@
 
 clean:

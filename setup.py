@@ -16,6 +16,7 @@ EXTRAS = {
 }
 EXTRAS['all'] = sorted(requirement for extra in EXTRAS.values() for requirement in extra)
 EXTRAS['test'] = [*EXTRAS['all'], 'hypothesis', 'pytest', 'pytest-xdist', 'ruff', 'scipy']
+EXTRAS['detection'] = ['detectron2']  # not on PyPI: installed as its own install page says
 
 setup(
     name='timm-topo',

@@ -4,13 +4,16 @@
 import sys
 from pathlib import Path
 
+try:
+    from d2_topo import add_topo_config
+except ImportError as missing:  # detectron2
+    sys.exit(f'error: {missing}')
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, launch
 from detectron2.evaluation import COCOEvaluator, verify_results
 from detectron2.utils import comm
 
-from d2_topo import add_topo_config
 from d2_topo.data import register_coco
 from timm_topo.connectivity import exempt_from_weight_decay
 
