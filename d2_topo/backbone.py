@@ -366,9 +366,7 @@ def build_topo_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TopoBackbone:
             f'MODEL.TOPO.SPARSITY_WEIGHT={topo.SPARSITY_WEIGHT:g} needs MODEL.META_ARCHITECTURE '
             f'TopoRCNN or TopoRetinaNet, got {cfg.MODEL.META_ARCHITECTURE}'
         )
-    return TopoBackbone(
-        topo.NAME,
-        topo.OUT_FEATURES,
+    options = dict(
         norm=topo.NORM,
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
         pretrained=topo.PRETRAINED,
@@ -378,8 +376,11 @@ def build_topo_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TopoBackbone:
         pixel_mean=cfg.MODEL.PIXEL_MEAN,
         pixel_std=cfg.MODEL.PIXEL_STD,
         input_format=cfg.INPUT.FORMAT,
-        **topo.KWARGS,
     )
+    twice = sorted(options.keys() & topo.KWARGS.keys())
+    if twice:
+        raise ValueError(f'MODEL.TOPO.KWARGS has {twice}, for which there are keys of their own')
+    return TopoBackbone(topo.NAME, topo.OUT_FEATURES, **options, **topo.KWARGS)
 
 
 @BACKBONE_REGISTRY.register()
