@@ -13,7 +13,10 @@ import timm_topo
 from timm_topo.analysis.prune import prune
 from timm_topo.stages import adjacency, graph_stages
 
-pytest.importorskip('detectron2', reason='detectron2 is not installed')
+pytest.importorskip(
+    'detectron2',
+    reason='detectron2 is not installed: https://detectron2.readthedocs.io/tutorials/install.html',
+)
 
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import FPN, Backbone

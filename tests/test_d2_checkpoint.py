@@ -17,7 +17,10 @@ import timm_topo
 from timm_topo.analysis.prune import prune
 from timm_topo.checkpoint import checkpoint_origin
 
-pytest.importorskip('detectron2', reason='detectron2 is not installed')
+pytest.importorskip(
+    'detectron2',
+    reason='detectron2 is not installed: https://detectron2.readthedocs.io/tutorials/install.html',
+)
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import FPN

@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-pytest.importorskip('detectron2', reason='detectron2 is not installed')
+pytest.importorskip(
+    'detectron2',
+    reason='detectron2 is not installed: https://detectron2.readthedocs.io/tutorials/install.html',
+)
 
 from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
 from detectron2.modeling import build_model

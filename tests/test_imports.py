@@ -8,8 +8,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGE = ROOT / 'timm_topo'
-FILES = {path.relative_to(ROOT).as_posix(): path for path in sorted(PACKAGE.rglob('*.py'))}
+PACKAGES = ('timm_topo', 'd2_topo')
+FILES = {
+    path.relative_to(ROOT).as_posix(): path
+    for package in PACKAGES
+    for path in sorted((ROOT / package).rglob('*.py'))
+}
+INSTALL_PAGE = 'https://detectron2.readthedocs.io/tutorials/install.html'
+WITHOUT = "import sys; sys.modules['detectron2'] = None; "
 
 #: What each part of the core may import from the package. Parts that are not here (analysis,
 #: training, ...) may import these and one another; nothing here may import them.
@@ -42,7 +48,7 @@ def imported_modules(source: str, path: str) -> set[str]:
 def upward_imports(source: str, path: str) -> set[str]:
     """The parts of the package that the file imports although it should not."""
     part = path.split('/')[1].removesuffix('.py')
-    if part not in CHAIN:
+    if part not in CHAIN or not path.startswith('timm_topo/'):
         return set()
     names = [name.split('.') for name in imported_modules(source, path)]
     parts = {name[1] for name in names if name[0] == 'timm_topo' and len(name) > 1}
@@ -52,6 +58,12 @@ def upward_imports(source: str, path: str) -> set[str]:
 @pytest.mark.parametrize('path', FILES)
 def test_imports_point_down_the_chain(path):
     assert upward_imports(FILES[path].read_text(), path) == set()
+
+
+@pytest.mark.parametrize('path', [path for path in FILES if path.startswith('timm_topo/')])
+def test_timm_topo_knows_nothing_of_detectron2(path):
+    names = imported_modules(FILES[path].read_text(), path)
+    assert not [name for name in names if name.split('.')[0] in ('detectron2', 'd2_topo')]
 
 
 @pytest.mark.parametrize('path', FILES)
@@ -90,3 +102,35 @@ def test_importing_the_package_loads_no_optional_dependency():
         [sys.executable, '-c', program], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert result.stdout.split() == []
+
+
+def without_detectron2(program: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, '-c', WITHOUT + program], cwd=ROOT, capture_output=True, text=True
+    )
+
+
+def test_without_detectron2_one_error_names_its_install_page():
+    result = without_detectron2('import timm_topo; print("here"); import d2_topo')
+    assert result.stdout == 'here\n'
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith('ImportError: d2_topo needs detectron2')
+    assert INSTALL_PAGE in last
+
+
+@pytest.mark.parametrize('tool', ['train_net', 'demo_detection'])
+def test_without_detectron2_the_tools_say_so(tool):
+    program = f"import runpy; sys.argv = ['x']; runpy.run_path('tools/{tool}.py', None, '__main__')"
+    result = without_detectron2(program)
+    assert result.returncode == 1
+    assert 'Traceback' not in result.stderr
+    assert 'error: d2_topo needs detectron2' in result.stderr
+    assert INSTALL_PAGE in result.stderr
+
+
+def test_without_detectron2_its_tests_skip_for_one_reason():
+    files = [str(path) for path in sorted((ROOT / 'tests').glob('test_d2_*.py'))]
+    result = without_detectron2(f"import pytest; sys.exit(pytest.main(['-q', '-rs', *{files!r}]))")
+    reasons = {line.split(': ', 1)[1] for line in result.stdout.splitlines() if 'SKIPPED' in line}
+    assert reasons == {f'detectron2 is not installed: {INSTALL_PAGE}'}
+    assert f'{len(files)} skipped' in result.stdout

@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument(
         '--iterations', type=int, default=120, help='of the detectors (%(default)s)'
     )
+    parser.add_argument('--classifier', default=str(CLASSIFIER), metavar='YAML')
     options = parser.parse_args()
     if options.iterations < 1:
         raise ValueError(f'--iterations must be at least 1, got {options.iterations}')
@@ -45,7 +46,7 @@ def main() -> None:
         shutil.rmtree(folder)
 
     say('1/2 train a tiny TopoNet to tell single digits apart')
-    argv = ['-c', str(CLASSIFIER), '--output', str(folder), '--experiment', 'classifier']
+    argv = ['-c', options.classifier, '--output', str(folder), '--experiment', 'classifier']
     weights = train(parse_args([*argv, '--resume', 'auto']))['folder'] / 'model'
 
     say('2/2 train Faster R-CNN to find digits: from these weights, and from random ones')

@@ -49,8 +49,11 @@ def setup(args) -> CfgNode:
         raise FileNotFoundError(f'--config-file {args.config_file or "is missing"}: no such file')
     cfg = get_cfg()
     add_topo_config(cfg)
-    cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(args.opts)
+    try:
+        cfg.merge_from_file(args.config_file)
+        cfg.merge_from_list(args.opts)
+    except AssertionError as error:  # yacs: an unknown key
+        raise ValueError(error) from None
     cfg.freeze()
     default_setup(cfg, args)
     return cfg
@@ -88,5 +91,5 @@ if __name__ == '__main__':
         run()
     except KeyboardInterrupt:
         sys.exit('\ninterrupted; --resume goes on from the last checkpoint')
-    except (ImportError, OSError, ValueError) as error:
+    except (ImportError, KeyError, OSError, TypeError, ValueError) as error:
         sys.exit(f'error: {error}')

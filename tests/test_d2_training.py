@@ -1,0 +1,389 @@
+"""Detectors train, evaluate and resume on detectron2's engines, unmodified."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+pytest.importorskip(
+    'detectron2',
+    reason='detectron2 is not installed: https://detectron2.readthedocs.io/tutorials/install.html',
+)
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+import timm_topo
+from d2_topo import TopoBackbone, topo_optimizer_params
+from d2_topo.data import make_digits, register_coco
+from timm_topo.data import load_dataset
+
+ROOT = Path(__file__).parents[1]
+YAML = ROOT / 'configs/detection/faster_rcnn_toponet_adaptive_fpn_1x.yaml'
+LAZY = ROOT / 'configs/detection/lazy/small_faster_rcnn.py'
+
+
+@pytest.fixture(scope='module')
+def digits(tmp_path_factory):
+    """Files of a data set of eight small canvases."""
+    return make_digits(tmp_path_factory.mktemp('digits'), 'train', 8, 64)
+
+
+@pytest.fixture(scope='module')
+def weights(tmp_path_factory):
+    """What timm trained, so to speak."""
+    torch.manual_seed(3)
+    path = tmp_path_factory.mktemp('weights') / 'model_best.pth.tar'
+    torch.save({'epoch': 1, 'state_dict': timm.create_model('test_toponet').state_dict()}, path)
+    return path
+
+
+def small(output, digits, *options) -> list:
+    """Options of our train_net for a run of seconds on CPU."""
+    return [
+        '--config-file', YAML, '--num-gpus', 0, '--coco', 'eight', *digits, *options,
+        'OUTPUT_DIR', output, *SMALL,
+    ]  # fmt: skip
+
+
+SMALL = [
+    'MODEL.DEVICE', 'cpu', 'MODEL.TOPO.NAME', 'test_toponet', 'MODEL.FPN.OUT_CHANNELS', 8,
+    'MODEL.ROI_BOX_HEAD.FC_DIM', 16, 'MODEL.ROI_HEADS.NUM_CLASSES', 10,
+    'MODEL.RPN.PRE_NMS_TOPK_TEST', 50, 'MODEL.RPN.POST_NMS_TOPK_TEST', 10,
+    'MODEL.RPN.PRE_NMS_TOPK_TRAIN', 50, 'MODEL.RPN.POST_NMS_TOPK_TRAIN', 10,
+    'DATALOADER.NUM_WORKERS', 0, 'INPUT.MIN_SIZE_TRAIN', (64,), 'INPUT.MIN_SIZE_TEST', 64,
+    'DATASETS.TRAIN', ('eight',), 'DATASETS.TEST', ('eight',), 'SOLVER.IMS_PER_BATCH', 2,
+    'SOLVER.STEPS', (),
+]  # fmt: skip
+
+
+def rows(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / 'metrics.json').read_text().splitlines()]
+
+
+def script(*command, cwd: Path, **env) -> str:
+    """Output of a script of detectron2's, run as its users do."""
+    result = subprocess.run(
+        [sys.executable, '-m', *map(str, command)], cwd=cwd, capture_output=True, text=True,
+        env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1', **env},
+    )  # fmt: skip
+    assert result.returncode == 0, (result.stdout + result.stderr)[-3000:]
+    return result.stdout + result.stderr
+
+
+# -- yaml, our train_net --------------------------------------------------------------------------
+
+
+def test_train_resume_and_evaluate(tool, digits, weights, tmp_path):
+    run = small(tmp_path, digits)
+    start = ['MODEL.WEIGHTS', weights, 'MODEL.TOPO.SPARSITY_WEIGHT', 0.1, 'SOLVER.MAX_ITER']
+    status, out, err = tool('train_net', *run, *start, 2)
+    assert status == 0, err
+    assert 'model_best.pth.tar -> backbone test_toponet: loaded 107 tensors, skipped 2' in out
+    assert [row['loss_topology'] > 0 for row in rows(tmp_path) if 'loss_topology' in row]
+    assert (tmp_path / 'last_checkpoint').read_text() == 'model_final.pth'
+    trained = torch.load(tmp_path / 'model_final.pth', weights_only=True)['model']
+    frozen = torch.load(weights, weights_only=True)['state_dict']
+    prefix = 'backbone.bottom_up.model.'
+    assert torch.equal(trained[f'{prefix}stem.conv.weight'], frozen['stem.conv.weight'])
+    last = 'stages.3.nodes.0.conv_pw.weight'
+    assert not torch.equal(trained[prefix + last], frozen[last])
+
+    status, out, err = tool('train_net', '--resume', *run, *start, 3)
+    assert status == 0, err
+    assert 'Starting training from iteration 2' in out
+    assert 'loaded 107 tensors' not in out  # but the detector's own checkpoint
+    rest = torch.load(tmp_path / 'model_final.pth', weights_only=True)
+    assert rest['iteration'] == 2  # counted from 0
+
+    status, out, err = tool(
+        'train_net', '--eval-only', *run, 'MODEL.WEIGHTS', tmp_path / 'model_final.pth'
+    )
+    assert status == 0, err
+    assert 'Evaluation results for bbox' in out or 'No predictions' in out
+    assert (tmp_path / 'inference' / 'coco_instances_results.json').is_file()
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['--config-file', 'none.yaml'], '--config-file none.yaml: no such file'),
+        ([], '--config-file is missing: no such file'),
+        (['--coco', 'a', 'none.json', '.'], 'data set a: annotations {cwd}/none.json do not exist'),
+        (['--config-file', YAML, 'MODEL.TOPO.NAME', 'resnet5'], "unknown backbone 'resnet5'"),
+        (['--config-file', YAML, 'MODEL.WEIGHTS', 'none.pth.tar', *SMALL], 'checkpoint none.pth'),
+        (['--config-file', YAML, *SMALL], 'has random weights, and freeze_at=2 would leave them'),
+        (['--config-file', YAML, 'MODEL.TOPO.NAM', 'x'], 'Non-existent key: MODEL.TOPO.NAM'),
+    ],
+)
+def test_bad_command_lines(arguments, message, tool, digits, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv('PYTEST_CURRENT_TEST')
+    register_coco('eight', *digits)
+    status, _, err = tool('train_net', '--num-gpus', 0, *arguments)
+    assert status == 1
+    assert 'error: ' in err
+    assert message.format(cwd=tmp_path) in err
+
+
+# -- detectron2's own scripts ---------------------------------------------------------------------
+
+
+def lazy_run(output, digits, *overrides) -> list:
+    annotations, images = digits
+    return [
+        f'train.output_dir={output}', 'train.max_iter=2', 'train.log_period=1',
+        'model.roi_heads.num_classes=10', 'dataloader.train.total_batch_size=2',
+        f'dataloader.train.dataset.names.annotations={annotations}',
+        f'dataloader.train.dataset.names.images={images}',
+        f'dataloader.test.dataset.names.annotations={annotations}',
+        f'dataloader.test.dataset.names.images={images}',
+        'dataloader.test.mapper.augmentations.0.short_edge_length=64',
+        'dataloader.train.mapper.augmentations.0.short_edge_length=64', *overrides,
+    ]  # fmt: skip
+
+
+def test_lazyconfig_train_net_and_its_saved_config(digits, weights, tmp_path):
+    """Upstream's script, unmodified: from timm's weights; then again from its own config.yaml."""
+    first, second = tmp_path / 'first', tmp_path / 'second'
+    out = script(
+        'tools.lazyconfig_train_net', '--config-file', LAZY,
+        *lazy_run(first, digits, f'train.init_checkpoint={weights}'), cwd=tmp_path,
+    )  # fmt: skip
+    assert re.search(r'model_best.pth.tar -> backbone test_toponet: loaded \d+ tensors, skip', out)
+    assert [row['total_loss'] for row in rows(first) if 'total_loss' in row]
+    out = script(
+        'tools.lazyconfig_train_net', '--config-file', first / 'config.yaml', '--eval-only',
+        f'train.output_dir={second}', f'train.init_checkpoint={first / "model_final.pth"}',
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert 'bbox' in out
+
+
+def test_two_processes(digits, weights, tmp_path):
+    """gloo on CPU, with routers, their L1, activation checkpointing and SyncBN's twin left out."""
+    out = script(
+        'tools.lazyconfig_train_net', '--num-gpus', 2, '--dist-url', 'auto', '--config-file', LAZY,
+        *lazy_run(
+            tmp_path / 'out', digits, '+model.backbone.bottom_up.connectivity=router',
+            '+model.backbone.bottom_up.activation_checkpoint=true',
+            'model.backbone.bottom_up.sparsity_weight=0.01',
+        ), cwd=tmp_path,
+    )  # fmt: skip
+    assert 'World size: 2' in out
+    assert [row['loss_topology'] > 0 for row in rows(tmp_path / 'out') if 'loss_cls' in row]
+    trained = torch.load(tmp_path / 'out' / 'model_final.pth', weights_only=True)['model']
+    assert trained['backbone.bottom_up.model.stages.0.connectivity.tau'].abs().sum() > 0
+
+
+def test_upstreams_train_net_through_its_environment_module(digits, weights, tmp_path):
+    """Our yaml, in upstream's unmodified script; edge weights are not decayed there either."""
+    annotations, images = digits
+    config = tmp_path / 'my_env.py'
+    config.write_text(
+        'from d2_topo import env\nfrom d2_topo.data import register_coco\n'
+        'def setup_environment():\n    env.setup_environment()\n'
+        f'    register_coco("eight", {str(annotations)!r}, {str(images)!r})\n'
+    )
+    options = small(tmp_path / 'out', digits, 'MODEL.WEIGHTS', weights)
+    options = options[:4] + options[8:]  # without --coco
+    script(
+        'tools.train_net', *options, *DECAY, cwd=tmp_path,
+        DETECTRON2_ENV_MODULE=str(config), DETECTRON2_DATASETS=str(tmp_path),
+    )  # fmt: skip
+    check_decay(tmp_path / 'out', weights)
+
+
+# -- weight decay ---------------------------------------------------------------------------------
+
+#: One step that shrinks what is decayed by a tenth, and hardly follows the gradient.
+DECAY = ['SOLVER.MAX_ITER', 1, 'SOLVER.BASE_LR', 1e-6, 'SOLVER.WEIGHT_DECAY', 1e5,
+         'SOLVER.WARMUP_ITERS', 0, 'TEST.EVAL_PERIOD', 0]  # fmt: skip
+
+
+def check_decay(folder: Path, weights: Path) -> None:
+    before = torch.load(weights, weights_only=True)['state_dict']
+    after = torch.load(folder / 'model_final.pth', weights_only=True)['model']
+    for name, rate in (('connectivity.alpha', 1.0), ('nodes.0.conv_pw.weight', 0.9)):
+        name = f'stages.3.{name}'
+        found = after[f'backbone.bottom_up.model.{name}']
+        torch.testing.assert_close(found, rate * before[name], rtol=1e-2, atol=1e-4)
+
+
+def test_edge_weights_are_not_decayed_by_our_train_net(tool, digits, weights, tmp_path):
+    status, _, err = tool('train_net', *small(tmp_path, digits, 'MODEL.WEIGHTS', weights), *DECAY)
+    assert status == 0, err
+    check_decay(tmp_path, weights)
+
+
+def test_parameters_for_lazyconfig_optimizers():
+    """As detectron2's function, but for the edge weights; routers' matrices are decayed."""
+    model = TopoBackbone('test_toponet', norm='BN', connectivity='router')
+    groups = topo_optimizer_params(model, base_lr=0.1, weight_decay=0.3, weight_decay_norm=0.0)
+    names = {id(p): name for name, p in model.named_parameters()}
+    decay = {names[id(p)]: group['weight_decay'] for group in groups for p in group['params']}
+    assert decay.keys() == {name for name, _ in model.named_parameters()}
+    assert all(group['lr'] == 0.1 for group in groups)
+    for name, value in decay.items():
+        rule = 'connectivity' in name and not name.endswith('.weight')
+        assert value == (0.0 if rule or '.bn.' in name else 0.3), name
+    assert {name for name in decay if name.endswith(('connectivity.bias', 'connectivity.tau'))}
+
+
+# -- data -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('split', ['train', 'val'])
+def test_digits_are_where_the_boxes_say(split, tmp_path):
+    """Boxes are tight around ink brighter or darker than the noise, inside, and do not overlap."""
+    annotations, images = make_digits(tmp_path, split, 20, 128)
+    content = json.loads(annotations.read_text())
+    assert [image['file_name'] for image in content['images']] == sorted(
+        path.name for path in images.iterdir()
+    )
+    assert len(content['images']) == 20
+    assert [c['name'] for c in content['categories']] == [str(digit) for digit in range(10)]
+    by_image = {image['id']: [] for image in content['images']}
+    for found in content['annotations']:
+        x, y, w, h = found['bbox']
+        assert x >= 0
+        assert y >= 0
+        assert x + w <= 128
+        assert y + h <= 128
+        assert min(w, h) >= 4
+        assert found['area'] == w * h
+        by_image[found['image_id']].append((x, y, x + w, y + h))
+    for boxes in by_image.values():
+        assert 1 <= len(boxes) <= 4
+        for k, one in enumerate(boxes):
+            for other in boxes[:k]:
+                apart = (one[0] >= other[2] or other[0] >= one[2] or one[1] >= other[3]
+                         or other[1] >= one[3])  # fmt: skip
+                assert apart
+
+
+def test_a_classifier_knows_the_digits_in_the_boxes(tmp_path):
+    """Labels are right: nearest neighbours among the scans tell the digit on the canvas."""
+    from PIL import Image
+
+    annotations, images = make_digits(tmp_path, 'val', 30, 128)
+    content = json.loads(annotations.read_text())
+    scans = load_dataset('digits', split='train')
+    tight = np.stack([shape_of(scan / 255.0) for scan in scans.images]).reshape(len(scans), -1)
+    files = {image['id']: image['file_name'] for image in content['images']}
+    right = []
+    for found in content['annotations']:
+        x, y, w, h = found['bbox']
+        canvas = np.asarray(Image.open(images / files[found['image_id']])).astype(float)
+        crop = canvas[y : y + h, x : x + w].mean(2)
+        crop = (crop - crop.min()) / (np.ptp(crop) + 1e-6)
+        nearest = np.abs(tight - shape_of(crop, crop=False).ravel()).sum(1).argmin()
+        right.append(scans.labels[nearest] + 1 == found['category_id'])
+    assert np.mean(right) > 0.7  # noise and clutter; chance is 0.1
+
+
+def shape_of(ink: np.ndarray, crop: bool = True) -> np.ndarray:
+    """8x8 picture of the tight box around the ink."""
+    from PIL import Image
+
+    if crop:
+        rows, columns = (np.flatnonzero((ink > 0.25).any(axis)) for axis in (1, 0))
+        ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return np.asarray(Image.fromarray((255 * ink).astype(np.uint8)).resize((8, 8))) / 255.0
+
+
+def test_digits_are_the_same_everywhere_and_made_once(tmp_path):
+    one, two = (make_digits(tmp_path / name, 'val', 3, 64) for name in 'ab')
+    assert one[0].read_text() == two[0].read_text()
+    for path in one[1].iterdir():
+        assert path.read_bytes() == (two[1] / path.name).read_bytes()
+    before = one[0].stat().st_mtime_ns
+    assert make_digits(tmp_path / 'a', 'val', 3, 64) == one
+    assert one[0].stat().st_mtime_ns == before
+    other = make_digits(tmp_path / 'a', 'train', 3, 64)
+    assert other[0].read_text() != one[0].read_text()
+    assert {path.name for path in (tmp_path / 'a').iterdir()} == {'train-3-64', 'val-3-64'}
+
+
+def test_an_interrupted_making_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr('d2_topo.data.digits._draw', lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        make_digits(tmp_path, 'val', 3, 64)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_registered_digits(tmp_path, monkeypatch):
+    monkeypatch.setenv('DETECTRON2_DATASETS', str(tmp_path))
+    monkeypatch.setattr('d2_topo.data.digits.SIZES', {'train': 4, 'val': 2})
+    found = DatasetCatalog.get('topo_digits_val')
+    assert len(found) == 2
+    assert Path(found[0]['file_name']).is_file()
+    metadata = MetadataCatalog.get('topo_digits_val')
+    assert metadata.thing_classes == [str(digit) for digit in range(10)]
+    assert Path(metadata.json_file).is_file()
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (('test',), r"unknown split 'test'; known: train, val"),
+        (('val', 0), r'0 canvases of 128 pixels'),
+        (('val', 3, 32), r'3 canvases of 32 pixels'),
+    ],
+)
+def test_digits_that_cannot_be_made(arguments, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        make_digits(tmp_path, *arguments)
+
+
+def test_registering_coco_files(digits, tmp_path):
+    annotations, images = digits
+    assert register_coco('mine', annotations, images) == 'mine'
+    assert register_coco('mine', annotations, images) == 'mine'  # again, as LazyConfigs do
+    assert len(DatasetCatalog.get('mine')) == 8
+    copy = tmp_path / 'copy.json'
+    copy.write_text(annotations.read_text())
+    with pytest.raises(ValueError, match=r'data set mine is registered already, with other files'):
+        register_coco('mine', copy, images)
+    with pytest.raises(ValueError, match=r'coco_2017_val is registered already'):
+        register_coco('coco_2017_val', annotations, images)
+    for text, message in (
+        ('{', 'is not in COCO format'),
+        ('[]', 'is not in COCO format'),
+        ('{"images": []}', 'is not in COCO format'),
+        ('{"images": [], "annotations": [], "categories": []}', 'is empty'),
+    ):
+        copy.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            register_coco('broken', copy, images)
+    with pytest.raises(FileNotFoundError, match=r'annotations .*none.json do not exist'):
+        register_coco('broken', tmp_path / 'none.json', images)
+    with pytest.raises(FileNotFoundError, match=r'image folder .*none does not exist'):
+        register_coco('broken', annotations, tmp_path / 'none')
+
+
+# -- the demo -------------------------------------------------------------------------------------
+
+
+def test_the_demo_prints_a_table(tool, tmp_path, monkeypatch):
+    """Two iterations: nothing is learned, but every step is run."""
+    config = tmp_path / 'classifier.yaml'
+    config.write_text('model: test_toponet\ndataset: digits\nepochs: 1\nworkers: 0\n')
+    monkeypatch.setenv('PYTHONPATH', str(ROOT))
+    status, out, err = tool(
+        'demo_detection', '--output', tmp_path / 'demo', '--seeds', 5, '--iterations', 2,
+        '--classifier', config,
+    )  # fmt: skip
+    assert status == 0, err
+    results = json.loads((tmp_path / 'demo' / 'results.json').read_text())
+    assert results.keys() == {'transfer-5', 'random-5'}
+    assert 'digit classifier' in out
+    log = (tmp_path / 'demo' / 'transfer-5' / 'stdout.txt').read_text()
+    assert re.search(r'model -> backbone test_toponet: loaded \d+ tensors, skipped 2', log)
+    assert timm_topo.load(tmp_path / 'demo' / 'classifier' / 'model').num_classes == 10
