@@ -1,24 +1,20 @@
 """Networks of timm as detectron2 backbones."""
 
-import json
-import logging
-import math
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
-import timm
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
-from omegaconf import DictConfig, ListConfig
 from torch import Tensor, nn
 
-import timm_topo
+from timm_topo.checkpoint import graphs_of
 from timm_topo.sparsity import check_sparsity, check_sparsity_weight, sparsity_loss
 from timm_topo.stages import GraphStage, graph_stages, record_adjacency
 
+from .network import choose_levels, create_network, cut, modules_until
 from .norm import convert_norm, freeze_modules, has_frozen_norm
 from .pixels import FORMATS, Pixels
 
@@ -29,8 +25,6 @@ __all__ = [
     'build_topo_fpn_backbone',
     'topo_backbone',
 ]
-
-_logger = logging.getLogger('detectron2.d2_topo')  # shown by detectron2's setup_logger
 
 LEVELS = ('res2', 'res3', 'res4', 'res5')
 
@@ -88,23 +82,21 @@ class TopoBackbone(Backbone):
         **kwargs,
     ):
         super().__init__()
-        if freeze_at not in range(6) or isinstance(freeze_at, bool):
-            raise ValueError(
-                f'freeze_at must be 0 (nothing), 1 (stem) to 5 (res5), got {freeze_at!r}'
-            )
         if not isinstance(name, nn.Module):
             kwargs.setdefault('in_chans', FORMATS.get(input_format, 3))
-        model, self.name, self.has_weights = _create(name, pretrained, _plain(kwargs))
-        self._indices, modules = _choose(model, self.name, out_features)
-        self._set_features(model, out_features)
-        self.topology = _topology(model)
-        self.cut_off = _cut(model, self._indices)
+        model, self.name, self.has_weights = create_network(name, pretrained, kwargs)
+        levels = choose_levels(model, self.name, out_features)
+        self._out_features = sorted(out_features)
+        self._out_feature_channels = {key: levels[key].channels for key in self._out_features}
+        self._out_feature_strides = {key: levels[key].stride for key in self._out_features}
+        self._indices = [levels[key].index for key in self._out_features]
+        self.graphs = graphs_of(model)
+        self.cut_off = cut(model, self._indices)
         model = convert_norm(model, norm)
-        freeze_modules(model, _modules_until(model, modules, freeze_at))
-        #: What would keep random weights as they are.
-        self.fixed = (
-            f'freeze_at={freeze_at}' if freeze_at else norm if has_frozen_norm(model) else ''
-        )
+        freeze_modules(model, modules_until(model, levels, freeze_at))
+        self.fixed = f'freeze_at={freeze_at}' if freeze_at else ''  # would keep random weights
+        if not self.fixed and has_frozen_norm(model):
+            self.fixed = norm
         if activation_checkpoint:
             graph_stages(model)  # or an error: not all of timm's networks checkpoint features
             model.set_grad_checkpointing(True)
@@ -185,15 +177,6 @@ class TopoBackbone(Backbone):
                 "sparsity='uniform' or 'adaptive'"
             )
 
-    # -- features
-
-    def _set_features(self, model: nn.Module, names: Sequence[str]) -> None:
-        levels = _levels(model)
-        self._out_features = sorted(names)
-        info = {name: model.feature_info[levels[name]] for name in self._out_features}
-        self._out_feature_channels = {name: level['num_chs'] for name, level in info.items()}
-        self._out_feature_strides = {name: level['reduction'] for name, level in info.items()}
-
     # -- weights
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
@@ -237,114 +220,6 @@ def topo_backbone(model: nn.Module) -> TopoBackbone:
     if len(found) != 1:
         raise ValueError(f'{type(model).__name__} has {len(found)} TopoBackbones instead of one')
     return found[0]
-
-
-# -- making it ------------------------------------------------------------------------------------
-
-
-def _create(name, pretrained: bool, kwargs: dict) -> tuple[nn.Module, str, bool]:
-    """The whole network, what to call it, and whether its weights mean anything."""
-    if isinstance(name, nn.Module):
-        if kwargs or pretrained:
-            raise ValueError(f'a model takes no options, got {sorted(kwargs) or "pretrained"}')
-        if not hasattr(name, 'forward_intermediates') or not hasattr(name, 'pretrained_cfg'):
-            raise ValueError(f'{type(name).__name__} is no whole model of timm.create_model')
-        return name, name.pretrained_cfg['architecture'], True
-    name = str(name)
-    if Path(name).is_dir():
-        return timm_topo.load(name, **kwargs), name, True
-    if ':' not in name and not timm.is_model(name.split('.')[0]):
-        ours = [
-            m
-            for m in timm.list_models()
-            if timm.model_entrypoint(m).__module__.startswith('timm_topo')
-        ]
-        raise ValueError(
-            f'unknown backbone {name!r}: neither a folder nor a model; known: {", ".join(ours)}, '
-            'and those of timm (timm.list_models())'
-        )
-    model = timm.create_model(name, pretrained=pretrained, **kwargs)
-    if not hasattr(model, 'forward_intermediates'):
-        raise ValueError(f'{name} does not give intermediate features (no forward_intermediates)')
-    return model, name, pretrained
-
-
-def _plain(node):
-    """Plain dicts and lists instead of those of a config."""
-    if isinstance(node, (dict, DictConfig)):
-        return {key: _plain(value) for key, value in node.items()}
-    if isinstance(node, (list, ListConfig)):
-        return [_plain(value) for value in node]
-    return node
-
-
-def _levels(model: nn.Module) -> dict[str, int]:
-    """Index into ``feature_info`` of the last map at stride 4, 8, 16 and 32, by name."""
-    found = {}
-    for index, level in enumerate(model.feature_info):
-        if level['reduction'] in (4, 8, 16, 32):
-            found[f'res{math.log2(level["reduction"]):.0f}'] = index
-    return found
-
-
-def _choose(model: nn.Module, name: str, out_features: Sequence[str]):
-    """Indices of the features asked for, and the module that each level of the network ends at."""
-    levels = _levels(model)
-    missing = [feature for feature in out_features if feature not in levels]
-    if missing or not out_features or len(set(out_features)) < len(out_features):
-        strides = {f'res{k}': 2**k for k in range(2, 6)}
-        known = ', '.join(f'{level} (stride {strides[level]})' for level in levels)
-        raise ValueError(f'out_features {list(out_features)} of {name}: it has {known or "none"}')
-    modules = {level: model.feature_info[index]['module'] for level, index in levels.items()}
-    return [levels[feature] for feature in sorted(out_features)], modules
-
-
-def _topology(model: nn.Module) -> dict | None:
-    """The graphs of all stages, before any is cut off; None for a plain network."""
-    return json.loads(json.dumps(model.topology())) if hasattr(model, 'topology') else None
-
-
-def _cut(model: nn.Module, indices: list[int]) -> set[str]:
-    """Remove what the features do not need.
-
-    Returns:
-        What state dicts of the whole network, or of the plain network it was made from, call it.
-    """
-    before = _all_names(model)
-    model.prune_intermediate_layers(indices, prune_norm=True, prune_head=True)
-    for name in _classifiers(model):  # ConvNeXt keeps a norm in its head
-        top = name.split('.')[0]
-        if hasattr(model, top):
-            setattr(model, top, nn.Identity())
-    return before - _all_names(model)
-
-
-def _classifiers(model: nn.Module) -> list[str]:
-    names = model.pretrained_cfg.get('classifier') or []
-    return [names] if isinstance(names, str) else list(names)
-
-
-def _all_names(model: nn.Module) -> set[str]:
-    plain = model.plain_names() if hasattr(model, 'plain_names') else {}
-    return {*model.state_dict(), *filter(None, plain.values())}
-
-
-def _modules_until(model: nn.Module, modules: dict[str, str], freeze_at: int) -> list[str]:
-    """Names of the modules up to a level; timm's networks register them in order of execution."""
-    if not freeze_at:
-        return []
-    first = min(modules)
-    last = modules[first] if freeze_at == 1 else modules.get(f'res{freeze_at}')
-    if last is None:
-        raise ValueError(f'freeze_at={freeze_at}, but the network has {", ".join(sorted(modules))}')
-    names, parent = [], ''
-    for part in last.split('.'):
-        for name, _ in model.get_submodule(parent).named_children():
-            if name == part:
-                break
-            names.append(f'{parent}.{name}' if parent else name)
-        parent = f'{parent}.{part}' if parent else part
-    return names if freeze_at == 1 else [*names, last]
 
 
 # -- yaml configs ---------------------------------------------------------------------------------

@@ -67,9 +67,9 @@ def load_timm_weights(model: nn.Module, path: str | Path) -> LoadReport:
     """
     backbone = topo_backbone(model)
     origin = checkpoint_origin(path)
-    if origin.wiring and (backbone.topology or {}).get('wiring') != origin.wiring:
+    if origin.graphs and origin.graphs != backbone.graphs:
         raise ValueError(
-            f'{path} holds a {origin.architecture} with another wiring than the backbone '
+            f'{path} holds a {origin.architecture} with another wiring or rule than the backbone '
             f'{backbone.name}; if it was pruned, its folder must be the backbone: MODEL.TOPO.NAME, '
             'or name in a LazyConfig'
         )

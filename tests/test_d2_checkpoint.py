@@ -123,7 +123,7 @@ def test_the_plain_network_fits_its_rewired_form(base, norm, tmp_path, randomise
     made = TopoBackbone('rewired', base=base, exact=False, norm=norm).eval()
     report = load_timm_weights(made, tmp_path / 'w.pth')
     assert all('connectivity.alpha' in name for name in report.missing)
-    assert len(report.missing) == len(made.topology['wiring'])
+    assert len(report.missing) == len(made.graphs)
     names = made.model.plain_names()
     for name in report.loaded:
         assert torch.equal(made.model.state_dict()[name], plain.state_dict()[names[name] or name])
@@ -241,7 +241,18 @@ def test_weights_of_another_wiring_of_the_same_shapes(tmp_path):
         for wiring in ({'name': 'residual', 'interval': 2}, 'complete')
     )
     DetectionCheckpointer(Detector('toponet_tiny_residual2', **same)).load(str(path))
-    assert 'with another wiring than the backbone' in refused(path, residual, **other)
+    assert 'with another wiring or rule than the backbone' in refused(path, residual, **other)
+
+
+@pytest.mark.parametrize('save', [timm_topo.save, training_checkpoint])
+def test_weights_of_another_rule_of_the_same_shapes(save, tmp_path):
+    model = timm.create_model(TINY, connectivity='tanh')
+    options = {'model_kwargs': {'connectivity': 'tanh'}} if save is training_checkpoint else {}
+    path = tmp_path / 'run'
+    path.mkdir()
+    path = save(model, path, **options)
+    assert 'with another wiring or rule than the backbone' in refused(path)
+    DetectionCheckpointer(Detector(connectivity='tanh')).load(str(path))
 
 
 def test_a_pruned_network_needs_its_own_structure(tmp_path, randomise):
@@ -302,11 +313,12 @@ def test_a_detector_with_another_backbone(tmp_path):
 
 def test_origin_of_a_folder_and_of_a_training_checkpoint(model, tmp_path):
     folder = timm_topo.save(model, tmp_path / 'saved')
-    wiring = json.loads((folder / 'config.json').read_text())['model_args']['wiring']
+    wirings = json.loads((folder / 'config.json').read_text())['model_args']['wiring']
     for path in (folder, folder / 'model.safetensors', training_checkpoint(model, tmp_path)):
         origin = checkpoint_origin(path)
         assert origin.architecture == TINY
-        assert origin.wiring == wiring
+        assert [graph['wiring'] for graph in origin.graphs] == wirings
+        assert {graph['rule'] for graph in origin.graphs} == {'alpha'}
     assert origin.weights == path
     assert checkpoint_origin(folder).weights == folder / 'model.safetensors'
     assert checkpoint_origin(folder).mean == list(model.pretrained_cfg['mean'])
@@ -319,6 +331,6 @@ def test_origin_of_a_rewired_run_is_not_guessed(tmp_path):
     """The options name the network before it was re-wired."""
     model = timm_topo.rewire(timm.create_model('resnetv2_18'))
     path = training_checkpoint(model, tmp_path, 'resnetv2_18', rewire='alpha')
-    assert checkpoint_origin(path).wiring is None
+    assert checkpoint_origin(path).graphs is None
     report = load_timm_weights(TopoBackbone('rewired', base='resnetv2_18'), path)
     assert report.missing == ()

@@ -286,7 +286,7 @@ def test_detectron2_counts_the_flops_of_a_detector(caplog):
         (['MODEL.TOPO.OUT_FEATURES', ['res3', 'res4', 'res5']], r'must be among MODEL.TOPO.OUT_F'),
         (['MODEL.TOPO.OUT_FEATURES', ['res2', 'res3'], 'MODEL.FPN.IN_FEATURES', ['res2', 'res3']],
          r'and res5 \(for the coarsest level\) must be among'),
-        (['MODEL.BACKBONE.FREEZE_AT', 7], r'freeze_at must be 0 .* got 7'),
+        (['MODEL.BACKBONE.FREEZE_AT', 7], r'freeze_at must be one of 0 .* got 7'),
         (['MODEL.TOPO.NORM', 'LN'], r"unknown norm 'LN'"),
         (['INPUT.FORMAT', 'L'], r'does not fit images of 1 channels'),
     ],

@@ -22,7 +22,19 @@ from safetensors import SafetensorError
 from timm.models import load_state_dict, save_for_hf
 from torch import Tensor, nn
 
-__all__ = ['Origin', 'checkpoint_origin', 'load', 'read_checkpoint', 'save', 'saved_config']
+from .connectivity import connectivity_name
+from .models.base import GraphNet
+from .stages import graph_stages
+
+__all__ = [
+    'Origin',
+    'checkpoint_origin',
+    'graphs_of',
+    'load',
+    'read_checkpoint',
+    'save',
+    'saved_config',
+]
 
 #: Rises when a saved network stops being readable by older versions of this package.
 FORMAT = 1
@@ -183,15 +195,15 @@ class Origin:
     Attributes:
         weights: The file with the weights.
         architecture: Registered name of the network.
-        wiring: Wirings of its stages, as in ``GraphNet.topology``; None if there are none, or if
-            the checkpoint does not tell.
+        graphs: Its stages, as from :func:`graphs_of`; None if there are none, or if the checkpoint
+            does not tell.
         mean: Per channel, what was subtracted from images with values from 0 to 1.
         std: What they were divided by then.
     """
 
     weights: Path
     architecture: str | None = None
-    wiring: list | None = None
+    graphs: list[dict] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
 
@@ -216,7 +228,7 @@ def checkpoint_origin(path: str | Path) -> Origin:
         return Origin(
             folder / 'model.safetensors',
             config['architecture'],
-            config.get('model_args', {}).get('wiring'),
+            _saved_graphs(config.get('model_args') or {}),
             cfg.get('mean'),
             cfg.get('std'),
         )
@@ -224,13 +236,33 @@ def checkpoint_origin(path: str | Path) -> Origin:
         raise FileNotFoundError(f'checkpoint {path} does not exist')
     args = _training_options(path)
     name, kwargs = args.get('model'), args.get('model_kwargs') or {}
-    wiring = None
+    graphs = None
     if name and timm.is_model(name) and not args.get('rewire') and not args.get('from_saved'):
         with torch.device('meta'):
             network = timm.create_model(name, **kwargs)
-        if hasattr(network, 'topology'):
-            wiring = json.loads(json.dumps(network.topology()))['wiring']
-    return Origin(path, name, wiring, args.get('mean'), args.get('std'))
+        graphs = graphs_of(network)
+    return Origin(path, name, graphs, args.get('mean'), args.get('std'))
+
+
+def graphs_of(model: nn.Module) -> list[dict] | None:
+    """``wiring``, as it is saved, and name of the ``rule`` of each stage; None without stages.
+
+    Weights of one network compute something else in another with the same shapes but other graphs.
+    """
+    if not isinstance(model, GraphNet):
+        return None
+    graphs = []
+    for stage in graph_stages(model).values():
+        rule = connectivity_name(stage.connectivity)
+        graphs.append({'wiring': stage.wiring.to_dict(), 'rule': rule})
+    return json.loads(json.dumps(graphs))
+
+
+def _saved_graphs(topology: dict) -> list[dict] | None:
+    wirings, rules = topology.get('wiring'), topology.get('connectivity')
+    if not wirings or not rules:
+        return None
+    return [{'wiring': w, 'rule': r['name']} for w, r in zip(wirings, rules)]
 
 
 def _training_options(path: Path) -> dict:

@@ -200,10 +200,16 @@ def connectivity_spec(rule: Connectivity) -> dict:
     Raises:
         ValueError: The rule's class is not registered, so it has no name to be saved under.
     """
-    for name, known in _RULES.items():
-        if known is type(rule):
-            return {'name': name, **rule.options}
-    raise ValueError(f'{type(rule).__name__} has no name: decorate it with @register_connectivity')
+    name = connectivity_name(rule)
+    if name not in _RULES:
+        raise ValueError(f'{name} has no name: decorate it with @register_connectivity')
+    return {'name': name, **rule.options}
+
+
+def connectivity_name(rule: Connectivity) -> str:
+    """The name a rule is registered under, else that of its class."""
+    names = [name for name, known in _RULES.items() if known is type(rule)]
+    return names[0] if names else type(rule).__name__
 
 
 def undecayed_parameters(model: nn.Module) -> set[str]:

@@ -1,0 +1,139 @@
+"""Networks of timm, prepared to hand out feature maps."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm
+from omegaconf import DictConfig, ListConfig
+from torch import nn
+
+import timm_topo
+
+__all__ = ['Level', 'choose_levels', 'create_network', 'cut', 'modules_until']
+
+
+@dataclass(frozen=True)
+class Level:
+    """A feature map: the last one of its stride.
+
+    Attributes:
+        index: Its number among the network's ``feature_info``.
+        module: Name of the module that returns it.
+        channels: Of the map.
+        stride: Pixels of the image per pixel of the map.
+    """
+
+    index: int
+    module: str
+    channels: int
+    stride: int
+
+
+def create_network(
+    name: str | Path | nn.Module, pretrained: bool, options: dict
+) -> tuple[nn.Module, str, bool]:
+    """The whole network, what to call it, and whether it has more than random weights.
+
+    Raises:
+        ValueError: An unknown name, options for a model that is there already, or a model that
+            gives no intermediate features.
+    """
+    if isinstance(name, nn.Module):
+        if not hasattr(name, 'pretrained_cfg'):
+            raise ValueError(f'{type(name).__name__} is no whole model of timm.create_model')
+        if options or pretrained:
+            raise ValueError(f'a model takes no options, got {sorted(options) or "pretrained"}')
+        model, name, has_weights = name, name.pretrained_cfg['architecture'], True
+    elif Path(name).is_dir():
+        model, name, has_weights = timm_topo.load(name, **_plain(options)), str(name), True
+    else:
+        name = str(name)
+        if ':' not in name and not timm.is_model(name.split('.')[0]):
+            raise ValueError(
+                f'unknown backbone {name!r}: neither a folder nor a model; known: '
+                f'{", ".join(_our_models())}, and those of timm (timm.list_models())'
+            )
+        model = timm.create_model(name, pretrained=pretrained, **_plain(options))
+        has_weights = pretrained
+    if not hasattr(model, 'forward_intermediates'):
+        raise ValueError(f'{name} gives no intermediate features (forward_intermediates)')
+    return model, name, has_weights
+
+
+def _our_models() -> list[str]:
+    modules = {name: timm.model_entrypoint(name).__module__ for name in timm.list_models()}
+    return [name for name, module in modules.items() if module.startswith('timm_topo.')]
+
+
+def _plain(node):
+    """Plain dicts and lists instead of those of a config."""
+    if isinstance(node, (dict, DictConfig)):
+        return {key: _plain(value) for key, value in node.items()}
+    if isinstance(node, (list, ListConfig)):
+        return [_plain(value) for value in node]
+    return node
+
+
+def choose_levels(model: nn.Module, name: str, out_features: Sequence[str]) -> dict[str, Level]:
+    """The levels of a network from stride 4 on, ``res2`` to ``res5``, to the last one asked for.
+
+    Raises:
+        ValueError: A feature that the network does not have, or that is named twice, or none.
+    """
+    levels = {}
+    for index, info in enumerate(model.feature_info):
+        if info['reduction'] in (4, 8, 16, 32):
+            level = Level(index, info['module'], info['num_chs'], info['reduction'])
+            levels[f'res{math.log2(level.stride):.0f}'] = level
+    known = set(out_features) <= levels.keys()
+    if not known or not out_features or len(set(out_features)) < len(out_features):
+        there = ', '.join(f'{key} (stride {level.stride})' for key, level in levels.items())
+        raise ValueError(f'out_features {list(out_features)} of {name}: it has {there or "none"}')
+    return {key: level for key, level in levels.items() if key <= max(out_features)}
+
+
+def cut(model: nn.Module, indices: list[int]) -> set[str]:
+    """Remove what these features do not need, the classifier in any case; in place.
+
+    Returns:
+        What state dicts of the whole network, or of the plain network it was made from, call it.
+    """
+    before = _all_names(model)
+    model.prune_intermediate_layers(indices, prune_norm=True, prune_head=True)
+    classifiers = model.pretrained_cfg.get('classifier') or ()
+    for name in [classifiers] if isinstance(classifiers, str) else classifiers:
+        setattr(model, name.split('.')[0], nn.Identity())  # ConvNeXt keeps a norm in its head
+    return before - _all_names(model)
+
+
+def _all_names(model: nn.Module) -> set[str]:
+    plain = model.plain_names() if hasattr(model, 'plain_names') else {}
+    return {*model.state_dict(), *filter(None, plain.values())}
+
+
+def modules_until(model: nn.Module, levels: dict[str, Level], freeze_at: int) -> list[str]:
+    """Names of the modules that ``freeze_at`` freezes: timm registers them as they are executed.
+
+    Args:
+        model: A network of timm.
+        levels: From :func:`choose_levels`.
+        freeze_at: 0 nothing, 1 what comes before the first level, 2 to 5 what leads to that level.
+
+    Raises:
+        ValueError: Out of range.
+    """
+    known = {0: 'nothing', 1: 'the stem', **{int(key[-1]): key for key in levels}}
+    if isinstance(freeze_at, bool) or freeze_at not in known:
+        told = ', '.join(f'{at} ({what})' for at, what in known.items())
+        raise ValueError(f'freeze_at must be one of {told}; got {freeze_at!r}')
+    if freeze_at == 0:
+        return []
+    level = levels[known[freeze_at]] if freeze_at > 1 else next(iter(levels.values()))
+    names, parent = [], ''
+    for part in level.module.split('.'):
+        children = [name for name, _ in model.get_submodule(parent).named_children()]
+        names += [f'{parent}{"." if parent else ""}{n}' for n in children[: children.index(part)]]
+        parent = f'{parent}.{part}' if parent else part
+    return names if freeze_at == 1 else [*names, level.module]
