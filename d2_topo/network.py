@@ -102,9 +102,6 @@ def cut(model: nn.Module, indices: list[int]) -> set[str]:
     """
     before = _all_names(model)
     model.prune_intermediate_layers(indices, prune_norm=True, prune_head=True)
-    classifiers = model.pretrained_cfg.get('classifier') or ()
-    for name in [classifiers] if isinstance(classifiers, str) else classifiers:
-        setattr(model, name.split('.')[0], nn.Identity())  # ConvNeXt keeps a norm in its head
     return before - _all_names(model)
 
 

@@ -221,8 +221,25 @@ def test_complexity_prints_parameters_of_every_match(tool):
     for row, side in zip(rows, ('96', '32', '32'), strict=True):
         name, size, count, conv, total = row.split()
         assert count == f'{parameters(timm.create_model(name)):,}'
-        assert size == side
+        assert size == f'{side}x{side}'
         assert 0 < float(conv) < float(total)
+
+
+def test_complexity_at_another_size(tool):
+    """Twice the height and width, four times the multiply-adds of the convolutions."""
+    counted = []
+    for size in (32, 64):
+        status, out, err = tool(
+            'complexity', 'toponet_tiny_adaptive', '--input-size', 3, size, size
+        )
+        assert status == 0, err
+        line = out.splitlines()[-1].split()
+        assert line[1] == f'{size}x{size}'
+        counted.append(float(line[3]))
+    assert counted[1] == pytest.approx(4 * counted[0], rel=1e-3)
+    status, _, err = tool('complexity', 'test_toponet', '--input-size', 3, 0, 8)
+    assert status == 2
+    assert "must be a whole number from 1 on, got '0'" in err
 
 
 def test_complexity_of_an_unknown_name_is_one_error(tool):
