@@ -1,9 +1,12 @@
 """Networks of timm as detectron2 backbones."""
 
+import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone
@@ -15,7 +18,7 @@ from timm_topo.sparsity import check_sparsity, check_sparsity_weight, sparsity_l
 from timm_topo.stages import GraphStage, graph_stages, record_adjacency
 
 from .network import choose_levels, create_network, cut, modules_until
-from .norm import convert_norm, freeze_modules, has_frozen_norm
+from .norm import convert_norm, freeze_modules, frozen_names
 from .pixels import FORMATS, Pixels
 
 __all__ = [
@@ -41,10 +44,13 @@ class TopoBackbone(Backbone):
     trained with (nothing is done where they agree). That preprocessing is taken from the network,
     then from the checkpoint with its weights, and is saved with the detector.
 
+    Loading a state dict that lacks weights of the backbone, or has others, is an error even where
+    loading is not strict: detectron2 loads what fits and only warns about the rest.
+
     Args:
         name: A model of timm by name, ``timm_topo``'s included; the folder of a saved network
-            (``timm_topo.save``), pruned or not, whose weights are loaded too; or a model from
-            ``timm.create_model`` or ``timm_topo.rewire``, which is changed in place.
+            (``timm_topo.save``), pruned or not, whose weights are loaded too; or a trained model
+            from ``timm.create_model`` or ``timm_topo.rewire``, which is changed in place.
         out_features: Some of ``res2``, ``res3``, ``res4``, ``res5``.
         norm: ``'FrozenBN'``, ``'BN'``, ``'SyncBN'`` or ``'GN'``, instead of batch norm.
         freeze_at: How much is frozen, counted as in detectron2: 0 nothing, 1 the stem (what comes
@@ -84,19 +90,20 @@ class TopoBackbone(Backbone):
         super().__init__()
         if not isinstance(name, nn.Module):
             kwargs.setdefault('in_chans', FORMATS.get(input_format, 3))
-        model, self.name, self.has_weights = create_network(name, pretrained, kwargs)
+        model, self.name, has_weights = create_network(name, pretrained, kwargs)
         levels = choose_levels(model, self.name, out_features)
         self._out_features = sorted(out_features)
         self._out_feature_channels = {key: levels[key].channels for key in self._out_features}
         self._out_feature_strides = {key: levels[key].stride for key in self._out_features}
         self._indices = [levels[key].index for key in self._out_features]
         self.graphs = graphs_of(model)
+        self._digest = _digest(self.graphs)
+        self.register_buffer('graph_digest', torch.tensor(self._digest, dtype=torch.uint8))
         self.cut_off = cut(model, self._indices)
         model = convert_norm(model, norm)
         freeze_modules(model, modules_until(model, levels, freeze_at))
-        self.fixed = f'freeze_at={freeze_at}' if freeze_at else ''  # would keep random weights
-        if not self.fixed and has_frozen_norm(model):
-            self.fixed = norm
+        self._frozen = frozen_names(model)
+        self.is_trained(() if has_weights else model.state_dict())
         if activation_checkpoint:
             graph_stages(model)  # or an error: not all of timm's networks checkpoint features
             model.set_grad_checkpointing(True)
@@ -128,11 +135,12 @@ class TopoBackbone(Backbone):
                 f'images of {x.shape[-2]}x{x.shape[-1]} pixels are smaller than the stride '
                 f'{self.size_divisibility} of {list(self._out_features)[-1]}'
             )
-        if self.training and self.fixed and not self.has_weights:
+        if self.training and self.stuck:
             raise ValueError(
-                f'the backbone {self.name} has random weights, and {self.fixed} would leave them '
-                'so: give the weights that timm trained (MODEL.WEIGHTS, train.init_checkpoint), '
-                'or train from scratch with norm BN, SyncBN or GN and freeze_at=0'
+                f'{len(self.stuck)} tensors of the backbone {self.name}, such as '
+                f'{min(self.stuck)}, would stay at their initial values (freeze_at, FrozenBN): '
+                'give the weights that timm trained (MODEL.WEIGHTS, train.init_checkpoint), of '
+                'this network itself, or train with norm BN, SyncBN or GN and freeze_at=0'
             )
         x = self.pixels(x)
         due = self.training and self.sparsity_weight > 0
@@ -145,7 +153,8 @@ class TopoBackbone(Backbone):
             if self._losses:
                 raise RuntimeError(
                     f'the backbone has sparsity_weight={self.sparsity_weight:g}, but the detector '
-                    'does not take its losses: use TopoRCNN, TopoRetinaNet or TopologyLoss'
+                    'did not take its losses after the last forward pass: use TopoRCNN, '
+                    'TopoRetinaNet or TopologyLoss'
                 )
             penalty = sparsity_loss(self.model, self.sparsity, adjacency)
             self._losses = {'loss_topology': self.sparsity_weight * penalty}
@@ -179,21 +188,48 @@ class TopoBackbone(Backbone):
 
     # -- weights
 
-    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
-        """As always, but another network's weights are an error even where loading is not strict.
+    def is_trained(self, but: Iterable[str] = ()) -> None:
+        """Note that weights were loaded, for all of ``model`` but these tensors.
 
-        detectron2 loads what fits and only warns about the rest.
+        Edge weights do not count: their initial values are chosen, not random.
         """
-        given = {k.removeprefix(prefix) for k in state_dict if k.startswith(prefix)}
-        given = {k for k in given if k.removeprefix('model.') not in self.cut_off}
-        own = {k for k in self.state_dict() if k in given or not k.startswith('pixels.')}
-        misfit = describe_misfit(own, given)
+        names = {name for name in but if '.connectivity.' not in name}
+        #: Tensors with initial values that training would not change.
+        self.stuck = names & self._frozen
+
+    def misfit(self, state_dict: dict[str, Tensor], prefix: str) -> str:
+        """Why a detector's weights are not of this backbone; '' if they are.
+
+        Args:
+            state_dict: Of the detector.
+            prefix: Of the backbone in it, ``'backbone.bottom_up.'``.
+        """
+        own = self.state_dict()
+        given = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+        given = {
+            name: value
+            for name, value in given.items()
+            if name.removeprefix('model.') not in self.cut_off
+            and (name not in own or own[name].shape == value.shape)
+        }
+        optional = [n for n in own if n not in given and not n.startswith('model.')]
+        why = describe_misfit(own.keys() - optional, given)
+        digest = given.get('graph_digest')
+        if not why and digest is not None and digest.tolist() != self._digest:
+            why = 'other wirings or rules'
+        return why and f'its backbone is not this {self.name}: {why}'
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        misfit = self.misfit(state_dict, prefix)
         if misfit:
-            raise ValueError(
-                f'this checkpoint is not of a detector with the backbone {self.name}: {misfit}'
-            )
+            raise ValueError(f'this checkpoint is of another detector: {misfit}')
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self.has_weights = True
+        self.is_trained()
+
+
+def _digest(graphs: list[dict] | None) -> list[int]:
+    """32 bytes that tell other graphs apart, for detectors' checkpoints."""
+    return list(hashlib.sha256(json.dumps(graphs, sort_keys=True).encode()).digest())
 
 
 def describe_misfit(own: Iterable[str], given: Iterable[str]) -> str:
@@ -261,27 +297,28 @@ def build_topo_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TopoBackbone:
 @BACKBONE_REGISTRY.register()
 def build_topo_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """The backbone of ``MODEL.TOPO`` with an FPN; p6 by subsampling, for RPN."""
-    return _fpn(cfg, build_topo_backbone(cfg, input_shape), lambda _: LastLevelMaxPool())
+    needed = cfg.MODEL.FPN.IN_FEATURES  # p6 is made of p5
+    return _fpn(cfg, input_shape, needed, lambda _: LastLevelMaxPool())
 
 
 @BACKBONE_REGISTRY.register()
 def build_retinanet_topo_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """The backbone of ``MODEL.TOPO`` with an FPN; p6 and p7 by convolutions on ``res5``."""
     channels = cfg.MODEL.FPN.OUT_CHANNELS
+    needed = cfg.MODEL.TOPO.OUT_FEATURES  # p6 is made of res5
     return _fpn(
-        cfg,
-        build_topo_backbone(cfg, input_shape),
-        lambda shapes: LastLevelP6P7(shapes['res5'].channels, channels),
+        cfg, input_shape, needed, lambda shapes: LastLevelP6P7(shapes['res5'].channels, channels)
     )
 
 
-def _fpn(cfg: CfgNode, bottom_up: TopoBackbone, top_block) -> FPN:
+def _fpn(cfg: CfgNode, input_shape: ShapeSpec, coarsest_of: Sequence[str], top_block) -> FPN:
+    bottom_up = build_topo_backbone(cfg, input_shape)
     shapes = bottom_up.output_shape()
     unknown = [name for name in cfg.MODEL.FPN.IN_FEATURES if name not in shapes]
-    if unknown or 'res5' not in shapes:
+    if unknown or 'res5' not in coarsest_of:
         raise ValueError(
-            f'MODEL.FPN.IN_FEATURES {cfg.MODEL.FPN.IN_FEATURES} and res5 (for the coarsest level) '
-            f'must be among MODEL.TOPO.OUT_FEATURES {list(shapes)}'
+            f'MODEL.FPN.IN_FEATURES {cfg.MODEL.FPN.IN_FEATURES} must be among '
+            f'MODEL.TOPO.OUT_FEATURES {list(shapes)}, with res5 for the coarsest levels'
         )
     return FPN(
         bottom_up=bottom_up,

@@ -15,7 +15,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 
-from timm_topo.checkpoint import checkpoint_origin, read_checkpoint
+from timm_topo.checkpoint import Origin, checkpoint_origin, read_checkpoint
 
 from .backbone import TopoBackbone, describe_misfit, topo_backbone
 
@@ -67,19 +67,32 @@ def load_timm_weights(model: nn.Module, path: str | Path) -> LoadReport:
     """
     backbone = topo_backbone(model)
     origin = checkpoint_origin(path)
-    if origin.graphs and origin.graphs != backbone.graphs:
-        raise ValueError(
-            f'{path} holds a {origin.architecture} with another wiring or rule than the backbone '
-            f'{backbone.name}; if it was pruned, its folder must be the backbone: MODEL.TOPO.NAME, '
-            'or name in a LazyConfig'
-        )
-    weights = read_checkpoint(origin.weights)
-    report = _load_into(backbone, weights, path)
-    if origin.mean and origin.std:
-        backbone.pixels.set(origin.mean, origin.std)
-    backbone.has_weights = True
-    _logger.info(f'{path} -> backbone {backbone.name}: {report}')
+    _check_origin(backbone, origin, path)
+    pixels = backbone.pixels.complete(origin.mean, origin.std)
+    report = _load_into(backbone, read_checkpoint(origin.weights), path)
+    backbone.pixels.set(*pixels)
+    backbone.is_trained(but=report.missing)
+    _logger.info(f'{path} -> backbone {backbone.name}: {report}; nothing else was loaded')
     return report
+
+
+def _check_origin(backbone: TopoBackbone, origin: Origin, path: str | Path) -> None:
+    """Names and shapes may fit where the function is another one."""
+    if origin.graphs:
+        if origin.graphs != backbone.graphs:
+            raise ValueError(
+                f'{path} holds a {origin.architecture} with another wiring or rule than the '
+                f'backbone {backbone.name}; if it was pruned, its folder must be the backbone: '
+                'MODEL.TOPO.NAME, or name in a LazyConfig'
+            )
+        return
+    body = backbone.model
+    own = getattr(body, 'base', None) or body.pretrained_cfg['architecture']
+    if origin.architecture and origin.architecture != own:
+        raise ValueError(
+            f'{path} holds a {origin.architecture}, but the backbone is '
+            f'{"a re-wired " if hasattr(body, "base") else ""}{own}'
+        )
 
 
 def _load_into(backbone: TopoBackbone, weights: dict[str, Tensor], path: str | Path) -> LoadReport:
@@ -93,6 +106,8 @@ def _load_into(backbone: TopoBackbone, weights: dict[str, Tensor], path: str | P
         body.load_state_dict({**kept, **counters})
     except RuntimeError as error:
         body.load_state_dict(before)  # what did fit was loaded already
+        names = {name: n for n, name in plain.items() if name and name not in own}
+        kept = {names.get(n, n): v for n, v in kept.items()}
         fits = {n: v for n, v in kept.items() if n not in own or own[n].shape == v.shape}
         why = describe_misfit(own, fits) or str(error).splitlines()[0]
         raise ValueError(
@@ -110,33 +125,30 @@ def _is_counter(name: str) -> bool:
 
 @wraps(_detectron2_load)
 def _load(self, path, *args, **kwargs):
-    if not path or not any(isinstance(m, TopoBackbone) for m in self.model.modules()):
+    detector = getattr(self.model, 'module', self.model)  # without DistributedDataParallel
+    ours = any(isinstance(module, TopoBackbone) for module in detector.modules())
+    if not path or not ours or '?' in path or path.endswith(('.pkl', '.pyth')):
         return _detectron2_load(self, path, *args, **kwargs)
-    local = path if Path(path).is_dir() else PathManager.get_local_path(path.partition('?')[0])
-    kind, damaged = _format(local, self.model)
-    if kind == 'timm' and '?' not in path:
-        load_timm_weights(self.model, local)
+    local = path if Path(path).is_dir() else PathManager.get_local_path(path)
+    if Path(local).is_dir() or local.endswith(('.safetensors', '.tar')):
+        load_timm_weights(detector, local)
         return {}
     try:
-        return _detectron2_load(self, path, *args, **kwargs)
-    except Exception:
-        if damaged is not None:
-            raise damaged from None
-        raise
-
-
-def _format(path: str, detector: nn.Module) -> tuple[str, Exception | None]:
-    """``'timm'`` or ``'detectron2'``, and what went wrong in reading it, if anything did."""
-    if Path(path).is_dir() or path.endswith(('.safetensors', '.tar')):
-        return 'timm', None
-    if path.endswith(('.pkl', '.pyth')):
-        return 'detectron2', None
-    try:
-        names = read_checkpoint(path).keys()
-    except (FileNotFoundError, ValueError) as error:
-        return 'detectron2', error
-    detector = getattr(detector, 'module', detector)  # without DistributedDataParallel
-    return ('detectron2' if names & detector.state_dict().keys() else 'timm'), None
+        weights = read_checkpoint(local)
+    except (FileNotFoundError, ValueError) as unread:
+        try:
+            return _detectron2_load(self, path, *args, **kwargs)
+        except Exception:
+            raise unread from None
+    if not weights.keys() & detector.state_dict().keys():
+        load_timm_weights(detector, local)
+        return {}
+    for name, module in detector.named_modules():
+        if isinstance(module, TopoBackbone):  # before anything is loaded
+            why = module.misfit(weights, f'{name}.' if name else '')
+            if why:
+                raise ValueError(f'{path} is of another detector: {why}')
+    return _detectron2_load(self, path, *args, **kwargs)
 
 
 DetectionCheckpointer.load = _load

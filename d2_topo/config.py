@@ -14,7 +14,8 @@ def add_topo_config(cfg: CfgNode) -> None:
     topo = cfg.MODEL.TOPO = CfgNode()
     # A model of timm by name (ours are registered), or the folder of a saved (pruned) network.
     topo.NAME = 'toponet_adaptive'
-    # Options of the model: wiring, connectivity, base (for 'rewired')...
+    # Options of the model: wiring, connectivity, base (for 'rewired')... In a file: yacs takes no
+    # new keys on the command line.
     topo.KWARGS = CfgNode(new_allowed=True)
     # Whether timm fetches the weights it has under this name.
     topo.PRETRAINED = False

@@ -34,7 +34,10 @@ class Level:
 def create_network(
     name: str | Path | nn.Module, pretrained: bool, options: dict
 ) -> tuple[nn.Module, str, bool]:
-    """The whole network, what to call it, and whether it has more than random weights.
+    """The whole network, what to call it, and whether it has more than initial weights.
+
+    A registered name wins over a folder of that name in the current directory; ``./NAME`` is the
+    folder.
 
     Raises:
         ValueError: An unknown name, options for a model that is there already, or a model that
@@ -46,17 +49,16 @@ def create_network(
         if options or pretrained:
             raise ValueError(f'a model takes no options, got {sorted(options) or "pretrained"}')
         model, name, has_weights = name, name.pretrained_cfg['architecture'], True
-    elif Path(name).is_dir():
+    elif isinstance(name, str) and (timm.is_model(name.split('.')[0]) or ':' in name):
+        model = timm.create_model(name, pretrained=pretrained, **_plain(options))
+        has_weights = pretrained or bool(options.get('checkpoint_path'))
+    elif str(name) and Path(name).is_dir():
         model, name, has_weights = timm_topo.load(name, **_plain(options)), str(name), True
     else:
-        name = str(name)
-        if ':' not in name and not timm.is_model(name.split('.')[0]):
-            raise ValueError(
-                f'unknown backbone {name!r}: neither a folder nor a model; known: '
-                f'{", ".join(_our_models())}, and those of timm (timm.list_models())'
-            )
-        model = timm.create_model(name, pretrained=pretrained, **_plain(options))
-        has_weights = pretrained
+        raise ValueError(
+            f'unknown backbone {str(name)!r}: neither a model nor a folder; known: '
+            f'{", ".join(_our_models())}, and those of timm (timm.list_models())'
+        )
     if not hasattr(model, 'forward_intermediates'):
         raise ValueError(f'{name} gives no intermediate features (forward_intermediates)')
     return model, name, has_weights

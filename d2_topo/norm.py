@@ -17,7 +17,7 @@ from timm.utils import freeze
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
-__all__ = ['NORMS', 'convert_norm', 'freeze_modules', 'has_frozen_norm']
+__all__ = ['NORMS', 'convert_norm', 'freeze_modules', 'frozen_names']
 
 
 def _group_norm(module: nn.Module) -> nn.Module:
@@ -71,7 +71,10 @@ def freeze_modules(model: nn.Module, names: list[str]) -> None:
         freeze(model, names, include_bn_running_stats=True)
 
 
-def has_frozen_norm(model: nn.Module) -> bool:
-    """Whether any batch norm of ``model`` has fixed statistics, scale and shift."""
-    frozen = (FrozenBatchNorm2d, FrozenBatchNormAct2d)
-    return any(isinstance(module, frozen) for module in model.modules())
+def frozen_names(model: nn.Module) -> set[str]:
+    """Names of the tensors of ``model`` that training leaves as they are."""
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    for prefix, module in model.named_modules():
+        if isinstance(module, (FrozenBatchNorm2d, FrozenBatchNormAct2d)):
+            frozen |= {f'{prefix}.{name}' for name, _ in module.named_buffers()}
+    return frozen

@@ -54,6 +54,22 @@ class Pixels(nn.Module):
             self.detector[name] = given
         self.set(mean, std)
 
+    def complete(
+        self, mean: Sequence[float] | None, std: Sequence[float] | None
+    ) -> tuple[Sequence[float], Sequence[float]]:
+        """What is not given as it is now, and one value for all channels, as timm has it.
+
+        Raises:
+            ValueError: Not one value per channel.
+        """
+        given = {'mean': mean, 'std': std}
+        full = []
+        for name, values in given.items():
+            values = getattr(self, name).tolist() if values is None else values
+            values = list(values) * (self.channels if len(values) == 1 else 1)
+            full.append(self._checked(f"the classifier's {name}", values))
+        return full[0], full[1]
+
     def _checked(self, name: str, values: Sequence[float]) -> Tensor:
         if len(values) != self.channels:
             raise ValueError(
@@ -65,13 +81,15 @@ class Pixels(nn.Module):
     @torch.no_grad()
     def set(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """New preprocessing of the classifier, as for the constructor."""
-        for name, values in (('mean', mean), ('std', std)):
-            values = self._checked(f"the classifier's {name}", values)
+        for name, values in zip(('mean', 'std'), self.complete(mean, std)):
             getattr(self, name).copy_(values)
         self._update()
 
     @torch.no_grad()
     def _update(self) -> None:
+        self.same = False
+        if self.mean.is_meta:  # values come later
+            return
         mean, std = 255 * self.mean, 255 * self.std
         theirs = {
             name: own if self.detector[name] is None else self.detector[name].to(own)

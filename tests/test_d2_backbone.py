@@ -374,7 +374,7 @@ def test_a_loss_that_nobody_takes_is_an_error(saved):
     made = backbone('toponet', saved('toponet')[1], sparsity_weight=1.0).train()
     x = torch.randn(2, 3, 64, 64)
     made(x)
-    with pytest.raises(RuntimeError, match=r'does not take its losses: use TopoRCNN'):
+    with pytest.raises(RuntimeError, match=r'did not take its losses after .*: use TopoRCNN'):
         made(x)
 
 
@@ -417,12 +417,63 @@ def test_images_smaller_than_the_stride(size):
 
 
 @pytest.mark.parametrize(
-    ('options', 'told'), [(dict(norm='BN', freeze_at=1), 'freeze_at=1'), ({}, 'FrozenBN')]
+    ('options', 'first'),
+    [(dict(norm='BN', freeze_at=1), 'stem.bn.bias'), ({}, 'stages.0.entry.node.bn.bias')],
 )
-def test_random_weights_are_not_frozen_in_training(options, told):
+def test_initial_weights_are_not_frozen_in_training(options, first):
     made, x = TopoBackbone(TINY, **options), torch.randn(2, 3, 64, 64)
     made.eval()(x)
-    with pytest.raises(ValueError, match=f'has random weights, and {told} would leave them so'):
+    message = rf'tensors of the backbone {TINY}, such as {first}, would stay at their initial'
+    with pytest.raises(ValueError, match=message):
         made.train()(x)
     TopoBackbone(TINY, norm='BN').train()(x)
+    TopoBackbone(TINY, norm='GN').train()(x)
     TopoBackbone('convnext_atto').train()(x)  # without any batch norm
+
+
+def test_what_rewiring_adds_is_not_frozen_either(saved, tmp_path):
+    """Weights of the plain network lack it; edge weights start at 1 on purpose."""
+    _, path = saved('plain')
+    x = torch.randn(2, 3, 64, 64)
+    made = TopoBackbone('dgnet_resnet18', freeze_at=2)
+    load_timm_weights(made, path)
+    with pytest.raises(ValueError, match=r'such as layer1.0.entry.bn.bias, would stay'):
+        made.train()(x)
+    made = TopoBackbone('dgnet_resnet18', norm='BN')
+    load_timm_weights(made, path)
+    made.train()(x)
+    made = TopoBackbone('rewired', base='resnet18', exact=False, freeze_at=2)
+    load_timm_weights(made, path)
+    made.train()(x)
+
+
+def test_weights_that_timm_loads(saved):
+    """By its own options, before the backbone is made."""
+    model, path = saved('toponet')
+    for options in (
+        dict(pretrained=True, pretrained_cfg_overlay=dict(file=str(path))),
+        dict(checkpoint_path=str(path)),
+    ):
+        made = TopoBackbone(TINY, freeze_at=2, **options).train()
+        made(torch.randn(2, 3, 64, 64))
+        assert torch.equal(made.model.stem.conv.weight, model.stem.conv.weight)
+
+
+def test_a_registered_name_wins_over_a_folder(saved, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    timm_topo.save(timm.create_model(TINY, widths=(8, 8, 8, 8)), tmp_path / TINY)
+    assert TopoBackbone(TINY).output_shape()['res2'].channels == 16
+    for folder in (f'./{TINY}', tmp_path / TINY):
+        assert TopoBackbone(folder).output_shape()['res2'].channels == 8
+    with pytest.raises(ValueError, match=r"unknown backbone ''"):
+        TopoBackbone('')
+
+
+def test_on_the_meta_device(saved):
+    """And its values afterwards."""
+    with torch.device('meta'):
+        made = TopoBackbone(TINY, norm='BN')
+    other = backbone('toponet', saved('toponet')[1], norm='BN')
+    made.to_empty(device='cpu').load_state_dict(other.state_dict())
+    x = torch.randn(1, 3, 64, 64)
+    assert torch.equal(made.eval()(x)['res5'], other.eval()(x)['res5'])

@@ -133,27 +133,40 @@ def test_the_plain_network_fits_its_rewired_form(base, norm, tmp_path, randomise
             torch.testing.assert_close(found, level, rtol=1e-4, atol=1e-4)
 
 
-def test_preprocessing_comes_with_the_weights(model, tmp_path):
-    timm_topo.save(model, tmp_path / 'saved', data_config=dict(
-        mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), input_size=(3, 64, 64),
-        interpolation='bilinear', crop_pct=1.0, crop_mode='center'))  # fmt: skip
-    options = dict(mean=[0.3, 0.2, 0.1], std=[0.6, 0.5, 0.4])
-    cases = {
-        tmp_path / 'saved': (0.1, 0.4),
-        training_checkpoint(model, tmp_path, **options): (0.3, 0.6),
-    }
-    for path, (mean, std) in cases.items():
-        detector = Detector()
-        DetectionCheckpointer(detector).load(str(path))
-        pixels = detector.backbone.bottom_up.pixels
-        assert (pixels.mean[0].item(), pixels.std[0].item()) == pytest.approx((mean, std))
-        torch.save({'model': detector.state_dict()}, tmp_path / 'detector.pth')
-        again = Detector()
-        DetectionCheckpointer(again).load(str(tmp_path / 'detector.pth'))
-        assert torch.equal(again.backbone.bottom_up.pixels.mean, pixels.mean)
-        x = torch.rand(1, 3, 64, 64)
-        expected = detector.eval().backbone(x)['p5']
-        torch.testing.assert_close(again.eval().backbone(x)['p5'], expected)
+@pytest.mark.parametrize(
+    ('stored', 'mean', 'std'),
+    [
+        (dict(mean=[0.3, 0.2, 0.1], std=[0.6, 0.5, 0.4]), (0.3, 0.2, 0.1), (0.6, 0.5, 0.4)),
+        (dict(mean=[0.5]), (0.5, 0.5, 0.5), (0.229, 0.224, 0.225)),  # timm broadcasts
+        (dict(std=[0.1, 0.2, 0.3]), (0.485, 0.456, 0.406), (0.1, 0.2, 0.3)),
+        ({}, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    ],
+)
+def test_preprocessing_comes_with_the_weights(stored, mean, std, model, tmp_path):
+    """From the options of a training run; and on with the detector."""
+    path = training_checkpoint(model, tmp_path, **stored)
+    detector = Detector()
+    DetectionCheckpointer(detector).load(str(path))
+    pixels = detector.backbone.bottom_up.pixels
+    assert (*pixels.mean.tolist(), *pixels.std.tolist()) == pytest.approx((*mean, *std))
+    torch.save({'model': detector.state_dict()}, tmp_path / 'detector.pth')
+    again = Detector()
+    DetectionCheckpointer(again).load(str(tmp_path / 'detector.pth'))
+    assert torch.equal(again.backbone.bottom_up.pixels.mean, pixels.mean)
+    x = torch.rand(1, 3, 64, 64)
+    expected = detector.eval().backbone(x)['p5']
+    torch.testing.assert_close(again.eval().backbone(x)['p5'], expected)
+
+
+def test_preprocessing_comes_with_a_saved_network(model, tmp_path):
+    config = dict(mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), input_size=(3, 64, 64),
+                  interpolation='bilinear', crop_pct=1.0, crop_mode='center')  # fmt: skip
+    detector = Detector()
+    folder = timm_topo.save(model, tmp_path / 'saved', data_config=config)
+    DetectionCheckpointer(detector).load(str(folder))
+    pixels = detector.backbone.bottom_up.pixels
+    assert pixels.mean.tolist() == pytest.approx(config['mean'])
+    assert pixels.std.tolist() == pytest.approx(config['std'])
 
 
 # -- what detectron2 wrote ------------------------------------------------------------------------
@@ -166,8 +179,6 @@ def test_detectors_are_saved_and_loaded_as_ever(tmp_path):
     assert rest['iteration'] == 7
     for name, value in detector.state_dict().items():
         assert torch.equal(again.state_dict()[name], value)
-    again.backbone.bottom_up.train()
-    assert again.backbone.bottom_up.has_weights
 
 
 def test_the_model_zoos_format_is_left_to_detectron2(model, tmp_path):
@@ -201,14 +212,13 @@ def test_other_detectors_are_left_alone(tmp_path):
 
 
 def refused(path, name=TINY, **options) -> str:
-    """What the checkpointer says, having changed nothing of the backbone."""
+    """What the checkpointer says, having changed nothing."""
     detector = Detector(name, **options)
-    before = {k: v.clone() for k, v in detector.backbone.bottom_up.state_dict().items()}
+    before = {k: v.clone() for k, v in detector.state_dict().items()}
     with pytest.raises((ValueError, FileNotFoundError)) as caught:
         DetectionCheckpointer(detector).load(str(path))
-    for key, value in detector.backbone.bottom_up.state_dict().items():
+    for key, value in detector.state_dict().items():
         assert torch.equal(value, before[key])
-    assert not detector.backbone.bottom_up.has_weights
     return str(caught.value)
 
 
@@ -220,9 +230,41 @@ def test_weights_of_another_model(tmp_path):
         assert f'{name}.pth is of another network than the backbone {TINY}' in message
         assert 'are missing' in message
         assert 'are unknown' in message
+    message = refused(tmp_path / 'resnet18.pth', 'rewired', base='resnet34', exact=False)
+    assert 'unknown' not in message  # all of resnet18 is in resnet34, by the plain names
     deeper = timm.create_model('resnet34')
     torch.save(deeper.state_dict(), tmp_path / 'w.pth')
     assert 'are unknown' in refused(tmp_path / 'w.pth', 'resnet18')  # all of resnet18 is in it
+
+
+def test_weights_of_another_architecture_of_the_same_shapes(tmp_path):
+    """Only the stored options tell."""
+    name = 'test_efficientnet'
+    path = training_checkpoint(timm.create_model(name), tmp_path, name)
+    assert f'holds a {name}, but the backbone is {TINY}' in refused(path)
+    name, other = 'tf_efficientnet_b0', 'efficientnet_b0'
+    path = training_checkpoint(timm.create_model(name), tmp_path, name)
+    message = refused(path, 'rewired', base=other)
+    assert f'holds a {name}, but the backbone is a re-wired {other}' in message
+    DetectionCheckpointer(Detector('rewired', base=name)).load(str(path))
+
+
+def test_a_detector_with_another_wiring_of_the_same_shapes(tmp_path):
+    one, two = (
+        dict(num_nodes=[5, 5, 5, 5], wiring=[{'num_nodes': 5, 'edges': edges}] * 4)
+        for edges in (
+            [[0, 1], [1, 2], [2, 3], [3, 4], [0, 2]],
+            [[0, 1], [1, 2], [2, 3], [3, 4], [1, 3]],
+        )
+    )
+    torch.save({'model': Detector(**one).state_dict()}, tmp_path / 'w.pth')
+    assert 'other wirings or rules' in refused(tmp_path / 'w.pth', **two)
+    DetectionCheckpointer(Detector(**one)).load(str(tmp_path / 'w.pth'))
+
+
+def test_weights_with_preprocessing_that_does_not_fit(model, tmp_path):
+    path = training_checkpoint(model, tmp_path, mean=[0.1, 0.2])
+    assert "the classifier's mean [0.1, 0.2] does not fit images of 3 channels" in refused(path)
 
 
 def test_weights_of_other_widths(tmp_path):
@@ -302,7 +344,9 @@ def test_a_detector_with_another_backbone(tmp_path):
     """Written by detectron2 itself; what does not fit is more than a warning."""
     other = Detector(**OTHER)
     torch.save({'model': other.state_dict()}, tmp_path / 'w.pth')
-    assert f'not of a detector with the backbone {TINY}' in refused(tmp_path / 'w.pth')
+    message = refused(tmp_path / 'w.pth')
+    assert str(tmp_path / 'w.pth') in message
+    assert f'is of another detector: its backbone is not this {TINY}' in message
     heads = {k: v for k, v in Detector().state_dict().items() if 'bottom_up' not in k}
     torch.save({'model': heads}, tmp_path / 'heads.pth')
     assert 'are missing' in refused(tmp_path / 'heads.pth')

@@ -48,6 +48,10 @@ def lazy(name: str, *overrides: str):
     return LazyConfig.apply_overrides(cfg, list(overrides))
 
 
+def first_of(body: TopoBackbone) -> str:
+    return body.model.feature_info[0]['module'].replace('act1', 'conv1')
+
+
 def detect(model, size=(70, 100)):
     with torch.no_grad():
         return model.eval()([{'image': torch.randint(0, 256, (3, *size), dtype=torch.uint8)}])
@@ -83,7 +87,7 @@ def test_both_systems_build_the_same_detector_and_it_runs(name):
     body = topo_backbone(model)
     expected = name.split('rcnn_')[-1].removeprefix('retinanet_').removesuffix('_fpn_1x')
     assert body.name == cfg.MODEL.TOPO.NAME == expected
-    assert body.fixed == 'freeze_at=2'
+    assert not any(p.requires_grad for p in body.model.get_submodule(first_of(body)).parameters())
     assert body.pixels.same
     assert isinstance(model, TopoRetinaNet if 'retinanet' in name else TopoRCNN)
     [found] = detect(model)
@@ -285,7 +289,8 @@ def test_detectron2_counts_the_flops_of_a_detector(caplog):
         (['MODEL.TOPO.NAME', 'resnet5'], r"unknown backbone 'resnet5'"),
         (['MODEL.TOPO.OUT_FEATURES', ['res3', 'res4', 'res5']], r'must be among MODEL.TOPO.OUT_F'),
         (['MODEL.TOPO.OUT_FEATURES', ['res2', 'res3'], 'MODEL.FPN.IN_FEATURES', ['res2', 'res3']],
-         r'and res5 \(for the coarsest level\) must be among'),
+         r'must be among .* with res5 for the coarsest levels'),
+        (['MODEL.FPN.IN_FEATURES', ['res2', 'res3', 'res4']], r'with res5 for the coarsest levels'),
         (['MODEL.BACKBONE.FREEZE_AT', 7], r'freeze_at must be one of 0 .* got 7'),
         (['MODEL.TOPO.NORM', 'LN'], r"unknown norm 'LN'"),
         (['INPUT.FORMAT', 'L'], r'does not fit images of 1 channels'),

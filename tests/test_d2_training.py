@@ -86,7 +86,7 @@ def test_train_resume_and_evaluate(tool, digits, weights, tmp_path):
     status, out, err = tool('train_net', *run, *start, 2)
     assert status == 0, err
     assert 'model_best.pth.tar -> backbone test_toponet: loaded 107 tensors, skipped 2' in out
-    assert [row['loss_topology'] > 0 for row in rows(tmp_path) if 'loss_topology' in row]
+    assert min(row['loss_topology'] for row in rows(tmp_path) if 'loss_cls' in row) > 0
     assert (tmp_path / 'last_checkpoint').read_text() == 'model_final.pth'
     trained = torch.load(tmp_path / 'model_final.pth', weights_only=True)['model']
     frozen = torch.load(weights, weights_only=True)['state_dict']
@@ -118,7 +118,10 @@ def test_train_resume_and_evaluate(tool, digits, weights, tmp_path):
         (['--coco', 'a', 'none.json', '.'], 'data set a: annotations {cwd}/none.json do not exist'),
         (['--config-file', YAML, 'MODEL.TOPO.NAME', 'resnet5'], "unknown backbone 'resnet5'"),
         (['--config-file', YAML, 'MODEL.WEIGHTS', 'none.pth.tar', *SMALL], 'checkpoint none.pth'),
-        (['--config-file', YAML, *SMALL], 'has random weights, and freeze_at=2 would leave them'),
+        (
+            ['--config-file', YAML, *SMALL],
+            'would stay at their initial values',
+        ),
         (['--config-file', YAML, 'MODEL.TOPO.NAM', 'x'], 'Non-existent key: MODEL.TOPO.NAM'),
     ],
 )
@@ -167,7 +170,7 @@ def test_lazyconfig_train_net_and_its_saved_config(digits, weights, tmp_path):
 
 
 def test_two_processes(digits, weights, tmp_path):
-    """gloo on CPU, with routers, their L1, activation checkpointing and SyncBN's twin left out."""
+    """gloo on CPU, with routers, their L1 and activation checkpointing."""
     out = script(
         'tools.lazyconfig_train_net', '--num-gpus', 2, '--dist-url', 'auto', '--config-file', LAZY,
         *lazy_run(
@@ -177,7 +180,7 @@ def test_two_processes(digits, weights, tmp_path):
         ), cwd=tmp_path,
     )  # fmt: skip
     assert 'World size: 2' in out
-    assert [row['loss_topology'] > 0 for row in rows(tmp_path / 'out') if 'loss_cls' in row]
+    assert min(row['loss_topology'] for row in rows(tmp_path / 'out') if 'loss_cls' in row) > 0
     trained = torch.load(tmp_path / 'out' / 'model_final.pth', weights_only=True)['model']
     assert trained['backbone.bottom_up.model.stages.0.connectivity.tau'].abs().sum() > 0
 
@@ -298,6 +301,19 @@ def shape_of(ink: np.ndarray, crop: bool = True) -> np.ndarray:
     return np.asarray(Image.fromarray((255 * ink).astype(np.uint8)).resize((8, 8))) / 255.0
 
 
+@pytest.mark.parametrize(('split', 'scans'), [('train', 'train'), ('val', 'validation')])
+def test_no_scan_is_in_both_splits(split, scans, tmp_path, monkeypatch):
+    asked = []
+
+    def load(name, split):
+        asked.append(split)
+        return load_dataset(name, split=split)
+
+    monkeypatch.setattr('d2_topo.data.digits.load_dataset', load)
+    make_digits(tmp_path, split, 1, 64)
+    assert asked == [scans]
+
+
 def test_digits_are_the_same_everywhere_and_made_once(tmp_path):
     one, two = (make_digits(tmp_path / name, 'val', 3, 64) for name in 'ab')
     assert one[0].read_text() == two[0].read_text()
@@ -371,6 +387,24 @@ def test_registering_coco_files(digits, tmp_path):
 # -- the demo -------------------------------------------------------------------------------------
 
 
+def test_the_demo_removes_only_what_is_its_own(tool, tmp_path):
+    """Of a run with other options; and nothing else in the folder, whatever it holds."""
+    for name in ('classifier', 'random-0', 'thesis'):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / 'file').write_text('x')
+    (tmp_path / 'results.json').write_text('{}')
+    arguments = ['--output', tmp_path, '--classifier', tmp_path / 'none.yaml']
+    status, _, err = tool('demo_detection', *arguments)
+    assert status != 0
+    assert 'none.yaml' in err
+    assert {p.name for p in tmp_path.iterdir()} == {'thesis', 'results.json', 'options.json'}
+    (tmp_path / 'random-0').mkdir()
+    tool('demo_detection', *arguments)  # the same options: goes on
+    assert (tmp_path / 'random-0').is_dir()
+    tool('demo_detection', *arguments, '--iterations', 3)
+    assert not (tmp_path / 'random-0').exists()
+
+
 def test_the_demo_prints_a_table(tool, tmp_path, monkeypatch):
     """Two iterations: nothing is learned, but every step is run."""
     config = tmp_path / 'classifier.yaml'
@@ -384,6 +418,7 @@ def test_the_demo_prints_a_table(tool, tmp_path, monkeypatch):
     results = json.loads((tmp_path / 'demo' / 'results.json').read_text())
     assert results.keys() == {'transfer-5', 'random-5'}
     assert 'digit classifier' in out
+    assert not (tmp_path / 'demo' / 'options.json').exists()
     log = (tmp_path / 'demo' / 'transfer-5' / 'stdout.txt').read_text()
     assert re.search(r'model -> backbone test_toponet: loaded \d+ tensors, skipped 2', log)
     assert timm_topo.load(tmp_path / 'demo' / 'classifier' / 'model').num_classes == 10

@@ -194,7 +194,7 @@ class Origin:
 
     Attributes:
         weights: The file with the weights.
-        architecture: Registered name of the network.
+        architecture: Registered name of the network, before it was re-wired if it was.
         graphs: Its stages, as from :func:`graphs_of`; None if there are none, or if the checkpoint
             does not tell.
         mean: Per channel, what was subtracted from images with values from 0 to 1.
@@ -236,11 +236,11 @@ def checkpoint_origin(path: str | Path) -> Origin:
         raise FileNotFoundError(f'checkpoint {path} does not exist')
     args = _training_options(path)
     name, kwargs = args.get('model'), args.get('model_kwargs') or {}
-    graphs = None
-    if name and timm.is_model(name) and not args.get('rewire') and not args.get('from_saved'):
-        with torch.device('meta'):
-            network = timm.create_model(name, **kwargs)
-        graphs = graphs_of(network)
+    if args.get('from_saved') or not name or not timm.is_model(name):  # ':' stands for anything
+        return Origin(path, None, None, args.get('mean'), args.get('std'))
+    name = name.split('.')[0]
+    with torch.device('meta'):
+        graphs = graphs_of(timm.create_model(name, **kwargs))
     return Origin(path, name, graphs, args.get('mean'), args.get('std'))
 
 

@@ -42,7 +42,9 @@ def main() -> None:
     torch.set_num_threads(1)  # as fast for maps this small, and steady on a busy machine
     folder, start = Path(options.output), time.perf_counter()
     if (folder / 'report.html').exists():  # a finished run: begin again
-        shutil.rmtree(folder)
+        (folder / 'report.html').unlink()
+        for name in (LEARNED, RESIDUAL):
+            shutil.rmtree(folder / name, ignore_errors=True)
     validation = partial(accuracy, dataset=load_dataset('digits', split='validation'))
 
     runs = {}

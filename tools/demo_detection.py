@@ -42,8 +42,7 @@ def main() -> None:
     importlib.import_module('d2_topo')  # or an error that says how to install detectron2
     torch.set_num_threads(1)  # as fast for maps this small, and steady on a busy machine
     folder, start = Path(options.output).resolve(), time.perf_counter()
-    if (folder / 'results.json').exists():  # a finished run: begin again
-        shutil.rmtree(folder)
+    begin(folder, vars(options))
 
     say('1/2 train a tiny TopoNet to tell single digits apart')
     argv = ['-c', options.classifier, '--output', str(folder), '--experiment', 'classifier']
@@ -60,7 +59,19 @@ def main() -> None:
             )
     show(results, options)
     (folder / 'results.json').write_text(json.dumps(results, indent=1), encoding='utf-8')
+    (folder / 'options.json').unlink()  # the next run begins anew
     say(f'done in {time.perf_counter() - start:.0f} s; logs and weights in {folder}')
+
+
+def begin(folder: Path, options: dict) -> None:
+    """Go on with an interrupted run of these options, or remove what another run left."""
+    note = folder / 'options.json'
+    if not note.exists() or json.loads(note.read_text(encoding='utf-8')) != options:
+        for name in ('classifier', 'transfer-*', 'random-*'):
+            for part in folder.glob(name):
+                shutil.rmtree(part)
+    folder.mkdir(parents=True, exist_ok=True)
+    note.write_text(json.dumps(options), encoding='utf-8')
 
 
 def say(text: str) -> None:

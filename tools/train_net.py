@@ -91,5 +91,7 @@ if __name__ == '__main__':
         run()
     except KeyboardInterrupt:
         sys.exit('\ninterrupted; --resume goes on from the last checkpoint')
-    except (ImportError, KeyError, OSError, TypeError, ValueError) as error:
+    except (AssertionError, ImportError, LookupError, OSError, RuntimeError) as error:
+        sys.exit(f'error: {error}')  # of what goes wrong in training detectron2 logs the traceback
+    except (TypeError, ValueError) as error:
         sys.exit(f'error: {error}')
