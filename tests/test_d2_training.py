@@ -25,6 +25,7 @@ from d2_topo.data import make_digits, register_coco
 from timm_topo.data import load_dataset
 
 ROOT = Path(__file__).parents[1]
+PATH = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
 YAML = ROOT / 'configs/detection/faster_rcnn_toponet_adaptive_fpn_1x.yaml'
 LAZY = ROOT / 'configs/detection/lazy/small_faster_rcnn.py'
 
@@ -71,7 +72,7 @@ def script(*command, cwd: Path, **env) -> str:
     """Output of a script of detectron2's, run as its users do."""
     result = subprocess.run(
         [sys.executable, '-m', *map(str, command)], cwd=cwd, capture_output=True, text=True,
-        env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1', **env},
+        env={**os.environ, 'PYTHONPATH': PATH, 'OMP_NUM_THREADS': '1', **env},
     )  # fmt: skip
     assert result.returncode == 0, (result.stdout + result.stderr)[-3000:]
     return result.stdout + result.stderr
@@ -409,7 +410,7 @@ def test_the_demo_prints_a_table(tool, tmp_path, monkeypatch):
     """Two iterations: nothing is learned, but every step is run."""
     config = tmp_path / 'classifier.yaml'
     config.write_text('model: test_toponet\ndataset: digits\nepochs: 1\nworkers: 0\n')
-    monkeypatch.setenv('PYTHONPATH', str(ROOT))
+    monkeypatch.setenv('PYTHONPATH', PATH)
     status, out, err = tool(
         'demo_detection', '--output', tmp_path / 'demo', '--seeds', 5, '--iterations', 2,
         '--classifier', config,

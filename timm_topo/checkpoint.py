@@ -36,6 +36,9 @@ __all__ = [
     'saved_config',
 ]
 
+if not hasattr(torch.serialization, 'safe_globals'):  # torch 2.4, where timm cannot allow it
+    torch.serialization.add_safe_globals([argparse.Namespace])  # options of timm's training
+
 #: Rises when a saved network stops being readable by older versions of this package.
 FORMAT = 1
 
