@@ -1,6 +1,7 @@
 """Detectors train, evaluate and resume on detectron2's engines, unmodified."""
 
 import json
+import logging
 import os
 import re
 import subprocess
@@ -18,6 +19,7 @@ pytest.importorskip(
 )
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.logger import setup_logger
 
 import timm_topo
 from d2_topo import TopoBackbone, topo_optimizer_params
@@ -28,6 +30,18 @@ ROOT = Path(__file__).parents[1]
 PATH = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
 YAML = ROOT / 'configs/detection/faster_rcnn_toponet_adaptive_fpn_1x.yaml'
 LAZY = ROOT / 'configs/detection/lazy/small_faster_rcnn.py'
+
+
+@pytest.fixture(autouse=True)
+def _logging_of_detectron2_ends_with_the_test():
+    """It writes to this test's standard output, which is closed afterwards."""
+    yield
+    setup_logger.cache_clear()
+    for name in ('detectron2', 'fvcore'):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+        logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope='module')

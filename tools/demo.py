@@ -41,12 +41,11 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)  # as fast for maps this small, and steady on a busy machine
     folder, start = Path(options.output), time.perf_counter()
-    if (folder / 'report.html').exists():  # a finished run: begin again
+    if (folder / 'report.html').exists():  # a finished run: begin anew
         (folder / 'report.html').unlink()
-        for name in (LEARNED, RESIDUAL):
-            shutil.rmtree(folder / name, ignore_errors=True)
+        for part in (LEARNED, RESIDUAL):
+            shutil.rmtree(folder / part, ignore_errors=True)
     validation = partial(accuracy, dataset=load_dataset('digits', split='validation'))
-
     runs = {}
     for step, name in enumerate((LEARNED, RESIDUAL), start=1):
         say(f'{step}/4 train {name} for {options.epochs} epochs on the digits')
@@ -126,13 +125,13 @@ def make_page(options: argparse.Namespace, measured: dict, difference: float) ->
         "network (timm_topo.load('pruned')) and pruned.onnx, on which onnxruntime agrees with "
         f'PyTorch to {difference:.1g}.'
     )
+    others = f'unpruned {before["score"]:.1f}%, residual {residual["score"]:.1f}%'
     page.facts(
         [
             (
                 'top-1, learned and pruned',
                 f'{after["score"]:.1f}%',
-                f'with new batch-norm statistics; unpruned {before["score"]:.1f}%, residual '
-                f'{residual["score"]:.1f}%',
+                f'with new batch-norm statistics; {others}',
             ),
             ('edges', f'{after["edges"]}', f'of {before["edges"]}'),
             ('parameters', f'{after["parameters"]:,}', f'of {before["parameters"]:,}'),

@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from timm_topo.training.loop import train
-from timm_topo.training.options import parse_args
+from timm_topo.training.options import parse_args, positive
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / 'configs/detection/lazy/small_faster_rcnn_digits.py'
@@ -33,12 +33,10 @@ def main() -> None:
     parser.add_argument('--output', default='output/demo-detection', metavar='FOLDER')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
     parser.add_argument(
-        '--iterations', type=int, default=120, help='of the detectors (%(default)s)'
+        '--iterations', type=positive, default=120, help='of the detectors (%(default)s)'
     )
     parser.add_argument('--classifier', default=str(CLASSIFIER), metavar='YAML')
     options = parser.parse_args()
-    if options.iterations < 1:
-        raise ValueError(f'--iterations must be at least 1, got {options.iterations}')
     importlib.import_module('d2_topo')  # or an error that says how to install detectron2
     torch.set_num_threads(1)  # as fast for maps this small, and steady on a busy machine
     folder, start = Path(options.output).resolve(), time.perf_counter()
@@ -67,7 +65,7 @@ def begin(folder: Path, options: dict) -> None:
     """Go on with an interrupted run of these options, or remove what another run left."""
     note = folder / 'options.json'
     if not note.exists() or json.loads(note.read_text(encoding='utf-8')) != options:
-        for name in ('classifier', 'transfer-*', 'random-*'):
+        for name in ('classifier', 'transfer-[0-9]*', 'random-[0-9]*'):
             for part in folder.glob(name):
                 shutil.rmtree(part)
     folder.mkdir(parents=True, exist_ok=True)
