@@ -125,14 +125,13 @@ def make_page(options: argparse.Namespace, measured: dict, difference: float) ->
         "network (timm_topo.load('pruned')) and pruned.onnx, on which onnxruntime agrees with "
         f'PyTorch to {difference:.1g}.'
     )
-    others = f'unpruned {before["score"]:.1f}%, residual {residual["score"]:.1f}%'
+    note = (
+        f'with new batch-norm statistics; unpruned {before["score"]:.1f}%, residual '
+        f'{residual["score"]:.1f}%'
+    )
     page.facts(
         [
-            (
-                'top-1, learned and pruned',
-                f'{after["score"]:.1f}%',
-                f'with new batch-norm statistics; {others}',
-            ),
+            ('top-1, learned and pruned', f'{after["score"]:.1f}%', note),
             ('edges', f'{after["edges"]}', f'of {before["edges"]}'),
             ('parameters', f'{after["parameters"]:,}', f'of {before["parameters"]:,}'),
             ('time', f'{after["ratio"]:.2f} x', f'{after["ms"]:.1f} ms for {BATCH} images'),
