@@ -1,7 +1,8 @@
 """Norm layers and freezing of a timm network, in place.
 
 detectron2's and torch's own converters take timm's ``BatchNormAct2d`` for a plain batch norm and
-drop the activation inside; timm's do not.
+drop the activation inside; timm's do not. What timm's frozen norms lack, and detectron2's have, is
+that maps in half precision stay so.
 """
 
 import math
@@ -14,7 +15,7 @@ from timm.layers import (
     freeze_batch_norm_2d,
 )
 from timm.utils import freeze
-from torch import nn
+from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 __all__ = ['NORMS', 'convert_norm', 'freeze_modules', 'frozen_names']
@@ -41,10 +42,41 @@ def _group_norm(module: nn.Module) -> nn.Module:
     return module
 
 
+def _affine(norm: nn.Module, x: Tensor) -> Tensor:
+    """Frozen batch norm in the precision of ``x``, not in that of its statistics."""
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    shift = norm.bias - norm.running_mean * scale
+    scale, shift = (v.to(x.dtype)[:, None, None] for v in (scale, shift))
+    return x * scale + shift
+
+
+class FrozenNorm(FrozenBatchNorm2d):
+    """torchvision's, in the precision of its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _affine(self, x)
+
+
+class FrozenNormAct(FrozenBatchNormAct2d):
+    """timm's, in the precision of its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.drop(_affine(self, x)))
+
+
+def _keep_precision(model: nn.Module) -> nn.Module:
+    for module in model.modules():
+        if type(module) is FrozenBatchNorm2d:
+            module.__class__ = FrozenNorm  # its buffers are as they should be
+        elif type(module) is FrozenBatchNormAct2d:
+            module.__class__ = FrozenNormAct
+    return model
+
+
 #: What ``norm`` of a backbone may be, as in detectron2: how batch norm is converted.
 NORMS = {
     'BN': lambda model: model,
-    'FrozenBN': freeze_batch_norm_2d,
+    'FrozenBN': lambda model: _keep_precision(freeze_batch_norm_2d(model)),
     'SyncBN': convert_sync_batchnorm,
     'GN': _group_norm,
 }
@@ -69,6 +101,7 @@ def freeze_modules(model: nn.Module, names: list[str]) -> None:
     """No gradients for these modules of ``model``, and fixed statistics in their batch norms."""
     if names:
         freeze(model, names, include_bn_running_stats=True)
+        _keep_precision(model)
 
 
 def frozen_names(model: nn.Module) -> set[str]:

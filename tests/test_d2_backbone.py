@@ -1,6 +1,8 @@
 """The detectron2 backbone: features, norms, freezing, preprocessing, the topology term."""
 
+import copy
 import math
+import pickle
 
 import pytest
 import timm
@@ -480,3 +482,39 @@ def test_on_the_meta_device(saved):
     made.to_empty(device='cpu').load_state_dict(other.state_dict())
     x = torch.randn(1, 3, 64, 64)
     assert torch.equal(made.eval()(x)['res5'], other.eval()(x)['res5'])
+
+
+# -- what detectron2 and PyTorch do with it -------------------------------------------------------
+
+
+@pytest.mark.parametrize('kind', ['toponet', 'dgnet'])
+def test_mixed_precision(kind, saved):
+    """Maps in half precision, the term in full; close to full precision."""
+    options = dict(sparsity='uniform', sparsity_weight=1.0)
+    made = backbone(kind, saved(kind)[1], **options).train()
+    x = torch.randn(2, 3, 64, 64)
+    exact = made(x)
+    made.take_losses()
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        maps = made(x)
+    assert maps['res5'].dtype == torch.bfloat16
+    for name, found in maps.items():
+        scale = exact[name].abs().mean()
+        assert (found.float() - exact[name]).abs().mean() < 0.1 * scale
+    [loss] = made.take_losses().values()
+    assert loss.dtype == torch.float32
+    (loss + maps['res5'].float().square().mean()).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in made.parameters())
+
+
+@pytest.mark.parametrize('kind', ['toponet', 'dgnet', 'convnext'])
+def test_copies_and_traces_give_the_same(kind, saved):
+    made = backbone(kind, saved(kind)[1], freeze_at=2).eval()
+    x = torch.randn(1, 3, 64, 64)
+    expected = made(x)
+    traced = torch.jit.trace(made, x, strict=False)
+    for other in (copy.deepcopy(made), pickle.loads(pickle.dumps(made)), traced):
+        found = other(x)
+        assert list(found) == list(expected)
+        for name in expected:
+            torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-4)
