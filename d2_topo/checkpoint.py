@@ -31,7 +31,8 @@ class LoadReport:
 
     Attributes:
         loaded: Tensors of the backbone that were in the checkpoint.
-        skipped: Tensors of the checkpoint that the backbone has cut off: the classifier.
+        skipped: Tensors of the checkpoint that the backbone does not have: the classifier, which it
+            has cut off, and statistics of batch norms that are group norms now.
         missing: Tensors of the backbone that stay as they are. Only those that re-wiring adds to a
             plain network (edge weights and the like), when its weights are loaded.
     """
@@ -99,7 +100,7 @@ def _load_into(backbone: TopoBackbone, weights: dict[str, Tensor], path: str | P
     body, own = backbone.model, backbone.model.state_dict()
     before = {name: value.clone() for name, value in own.items()}
     plain = body.plain_names() if hasattr(body, 'plain_names') else {}
-    skipped = weights.keys() & backbone.cut_off
+    skipped = {n for n in weights if n in backbone.cut_off or _is_statistic(n, weights, own)}
     kept = {n: v for n, v in weights.items() if n not in skipped and not _is_counter(n)}
     counters = {n: weights.get(n, v) for n, v in own.items() if _is_counter(n)}
     try:
@@ -116,6 +117,13 @@ def _load_into(backbone: TopoBackbone, weights: dict[str, Tensor], path: str | P
     loaded = [n for n in own if n in weights or plain.get(n) in weights]
     missing = [n for n in own if n not in loaded and not _is_counter(n)]
     return LoadReport(tuple(loaded), tuple(sorted(skipped)), tuple(missing))
+
+
+def _is_statistic(name: str, weights: dict[str, Tensor], own: dict[str, Tensor]) -> bool:
+    """Of a batch norm that is a group norm here, whose scale and shift it has."""
+    norm, _, kind = name.rpartition('.')
+    found = kind in ('running_mean', 'running_var') and f'{norm}.weight' in weights
+    return found and name not in own and f'{norm}.weight' in own
 
 
 def _is_counter(name: str) -> bool:

@@ -1,5 +1,6 @@
 """Networks of timm, prepared to hand out feature maps."""
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from torch import nn
 import timm_topo
 
 __all__ = ['Level', 'choose_levels', 'create_network', 'cut', 'modules_until']
+
+_logger = logging.getLogger('detectron2.d2_topo')  # detectron2 shows what is below its own
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,8 @@ def create_network(
             f'unknown backbone {str(name)!r}: neither a model nor a folder; known: '
             f'{", ".join(_our_models())}, and those of timm (timm.list_models())'
         )
+    if has_weights:
+        _logger.info(f'the backbone {name} comes with weights; a checkpoint is for the rest')
     if not hasattr(model, 'forward_intermediates'):
         raise ValueError(f'{name} gives no intermediate features (forward_intermediates)')
     return model, name, has_weights

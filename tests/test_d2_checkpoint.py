@@ -312,9 +312,16 @@ def test_a_pruned_network_needs_its_own_structure(tmp_path, randomise):
     DetectionCheckpointer(detector).load(str(folder / 'model.safetensors'))
 
 
-def test_batch_norms_weights_are_no_group_norms(model, tmp_path):
+def test_group_norms_take_scale_and_shift_of_batch_norms(model, tmp_path):
+    """What is not taken is told: the statistics, of every norm, and the classifier."""
     torch.save(model.state_dict(), tmp_path / 'w.pth')
-    assert 'running_mean' in refused(tmp_path / 'w.pth', norm='GN')
+    made = TopoBackbone(TINY, norm='GN')
+    report = load_timm_weights(made, tmp_path / 'w.pth')
+    own = made.model.state_dict()
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in own.items())
+    left = model.state_dict().keys() - own.keys()
+    assert set(report.skipped) == {n for n in left if not n.endswith('num_batches_tracked')}
+    assert report.missing == ()
 
 
 @pytest.mark.parametrize('suffix', ['pth', 'pth.tar', 'safetensors', 'pt'])

@@ -131,17 +131,23 @@ def test_train_resume_and_evaluate(tool, digits, weights, tmp_path):
         (['--config-file', 'none.yaml'], '--config-file none.yaml: no such file'),
         ([], '--config-file is missing: no such file'),
         (['--coco', 'a', 'none.json', '.'], 'data set a: annotations {cwd}/none.json do not exist'),
-        (['--config-file', YAML, 'MODEL.TOPO.NAME', 'resnet5'], "unknown backbone 'resnet5'"),
+        (
+            ['--config-file', YAML, *SMALL, 'MODEL.TOPO.NAME', 'resnet5'],
+            "unknown backbone 'resnet5'",
+        ),
         (['--config-file', YAML, 'MODEL.WEIGHTS', 'none.pth.tar', *SMALL], 'checkpoint none.pth'),
         (
             ['--config-file', YAML, *SMALL],
             'would stay at their initial values',
         ),
+        (['--config-file', YAML], 'there is no CUDA device; on CPU: --num-gpus 0 ... MODEL.DEVICE'),
+        (['--eval-only', '--config-file', YAML, *SMALL], '--eval-only needs MODEL.WEIGHTS'),
         (['--config-file', YAML, 'MODEL.TOPO.NAM', 'x'], 'Non-existent key: MODEL.TOPO.NAM'),
     ],
 )
 def test_bad_command_lines(arguments, message, tool, digits, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     monkeypatch.delenv('PYTEST_CURRENT_TEST')
     register_coco('eight', *digits)
     status, _, err = tool('train_net', '--num-gpus', 0, *arguments)

@@ -4,6 +4,8 @@
 import sys
 from pathlib import Path
 
+import torch
+
 try:
     from d2_topo import add_topo_config
 except ImportError as missing:  # detectron2
@@ -55,6 +57,10 @@ def setup(args) -> CfgNode:
     except AssertionError as error:  # yacs: an unknown key
         raise ValueError(error) from None
     cfg.freeze()
+    if cfg.MODEL.DEVICE.startswith('cuda') and not torch.cuda.is_available():
+        raise ValueError('there is no CUDA device; on CPU: --num-gpus 0 ... MODEL.DEVICE cpu')
+    if args.eval_only and not cfg.MODEL.WEIGHTS and not args.resume:
+        raise ValueError('--eval-only needs MODEL.WEIGHTS, a checkpoint of the detector')
     default_setup(cfg, args)
     return cfg
 
