@@ -507,6 +507,7 @@ def test_mixed_precision(kind, saved):
     assert all(p.grad is None or p.grad.isfinite().all() for p in made.parameters())
 
 
+@pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning', 'ignore::FutureWarning')
 @pytest.mark.parametrize('kind', ['toponet', 'dgnet', 'convnext'])
 def test_copies_and_traces_give_the_same(kind, saved):
     made = backbone(kind, saved(kind)[1], freeze_at=2).eval()
