@@ -103,7 +103,7 @@ class TopoBackbone(Backbone):
         model = convert_norm(model, norm)
         freeze_modules(model, modules_until(model, levels, freeze_at))
         self._frozen = frozen_names(model)
-        self.is_trained(() if has_weights else model.state_dict())
+        self.mark_trained(() if has_weights else model.state_dict())
         if activation_checkpoint:
             graph_stages(model)  # or an error: not all of timm's networks checkpoint features
             model.set_grad_checkpointing(True)
@@ -188,7 +188,7 @@ class TopoBackbone(Backbone):
 
     # -- weights
 
-    def is_trained(self, but: Iterable[str] = ()) -> None:
+    def mark_trained(self, but: Iterable[str] = ()) -> None:
         """Note that weights were loaded, for all of ``model`` but these tensors.
 
         Edge weights do not count: their initial values are chosen, not random.
@@ -224,7 +224,7 @@ class TopoBackbone(Backbone):
         if misfit:
             raise ValueError(f'this checkpoint is of another detector: {misfit}')
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self.is_trained()
+        self.mark_trained()
 
 
 def _digest(graphs: list[dict] | None) -> list[int]:

@@ -72,7 +72,7 @@ def load_timm_weights(model: nn.Module, path: str | Path) -> LoadReport:
     pixels = backbone.pixels.complete(origin.mean, origin.std)
     report = _load_into(backbone, read_checkpoint(origin.weights), path)
     backbone.pixels.set(*pixels)
-    backbone.is_trained(but=report.missing)
+    backbone.mark_trained(but=report.missing)
     _logger.info(f'{path} -> backbone {backbone.name}: {report}; nothing else was loaded')
     return report
 
@@ -100,7 +100,8 @@ def _load_into(backbone: TopoBackbone, weights: dict[str, Tensor], path: str | P
     body, own = backbone.model, backbone.model.state_dict()
     before = {name: value.clone() for name, value in own.items()}
     plain = body.plain_names() if hasattr(body, 'plain_names') else {}
-    skipped = {n for n in weights if n in backbone.cut_off or _is_statistic(n, weights, own)}
+    known = {*own, *filter(None, plain.values())}
+    skipped = {n for n in weights if n in backbone.cut_off or _is_statistic(n, known)}
     kept = {n: v for n, v in weights.items() if n not in skipped and not _is_counter(n)}
     counters = {n: weights.get(n, v) for n, v in own.items() if _is_counter(n)}
     try:
@@ -119,11 +120,11 @@ def _load_into(backbone: TopoBackbone, weights: dict[str, Tensor], path: str | P
     return LoadReport(tuple(loaded), tuple(sorted(skipped)), tuple(missing))
 
 
-def _is_statistic(name: str, weights: dict[str, Tensor], own: dict[str, Tensor]) -> bool:
-    """Of a batch norm that is a group norm here, whose scale and shift it has."""
+def _is_statistic(name: str, known: set[str]) -> bool:
+    """Of a batch norm that is a group norm here: its scale is known, its statistics are not."""
     norm, _, kind = name.rpartition('.')
-    found = kind in ('running_mean', 'running_var') and f'{norm}.weight' in weights
-    return found and name not in own and f'{norm}.weight' in own
+    statistic = kind in ('running_mean', 'running_var')
+    return statistic and name not in known and f'{norm}.weight' in known
 
 
 def _is_counter(name: str) -> bool:
