@@ -487,9 +487,9 @@ def test_on_the_meta_device(saved):
 # -- what detectron2 and PyTorch do with it -------------------------------------------------------
 
 
-@pytest.mark.parametrize('kind', ['toponet', 'dgnet'])
+@pytest.mark.parametrize('kind', ['toponet', 'dgnet', 'topomobilenet', 'regnet'])
 def test_mixed_precision(kind, saved):
-    """Maps in half precision, the term in full; close to full precision."""
+    """Maps in half precision behind frozen norms, the term in full; close to full precision."""
     options = dict(sparsity='uniform', sparsity_weight=1.0)
     made = backbone(kind, saved(kind)[1], **options).train()
     x = torch.randn(2, 3, 64, 64)

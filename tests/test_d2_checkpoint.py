@@ -15,7 +15,7 @@ from torch import nn
 
 import timm_topo
 from timm_topo.analysis.prune import prune
-from timm_topo.checkpoint import checkpoint_origin
+from timm_topo.checkpoint import Origin, checkpoint_origin
 
 pytest.importorskip(
     'detectron2',
@@ -385,3 +385,10 @@ def test_origin_of_a_rewired_run_is_not_guessed(tmp_path):
     assert checkpoint_origin(path).graphs is None
     report = load_timm_weights(TopoBackbone('rewired', base='resnetv2_18'), path)
     assert report.missing == ()
+
+
+def test_origin_of_a_run_from_a_saved_network_is_not_guessed(model, tmp_path):
+    """The options name a model that the run did not use."""
+    path = training_checkpoint(model, tmp_path, 'resnet50', from_saved='pruned', mean=[0.5])
+    assert checkpoint_origin(path) == Origin(path, mean=[0.5])
+    load_timm_weights(Detector(), path)
