@@ -20,7 +20,13 @@ from detectron2.utils.events import EventStorage
 from omegaconf import OmegaConf
 
 import d2_topo
-from d2_topo import TopoBackbone, TopoRCNN, TopoRetinaNet, add_topo_config
+from d2_topo import (
+    TopoBackbone,
+    TopoRCNN,
+    TopoRetinaNet,
+    add_topo_config,
+    topo_optimizer_params,
+)
 from d2_topo.backbone import topo_backbone
 
 FOLDER = Path(__file__).parents[1] / 'configs' / 'detection'
@@ -121,6 +127,7 @@ def test_detectrons_1x_settings_are_the_same_for_every_backbone(name):
     assert cfg.SOLVER.MAX_ITER == other.train.max_iter == 90000
     assert cfg.SOLVER.WEIGHT_DECAY == other.optimizer.weight_decay == 1e-4
     assert cfg.SOLVER.MOMENTUM == other.optimizer.momentum == 0.9
+    assert other.optimizer.params._target_ is topo_optimizer_params  # edges are not decayed
     assert cfg.INPUT.FORMAT == other.model.input_format == 'RGB'
     assert other.dataloader.train.mapper.image_format == 'RGB'
     assert other.dataloader.test.mapper.image_format == 'RGB'
@@ -171,6 +178,7 @@ def same(one, two) -> bool:
 @pytest.mark.parametrize('name', SMALL)
 def test_the_small_configs_train(name, tmp_path, monkeypatch):
     cfg = lazy(name, 'model.roi_heads.num_classes=10')
+    assert cfg.optimizer.params._target_ is topo_optimizer_params
     model = instantiate(cfg.model).train()
     with EventStorage():
         losses = model(batch())
