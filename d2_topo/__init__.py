@@ -17,8 +17,8 @@ except ModuleNotFoundError as error:
     ) from None
 
 from . import data  # registers the data sets
-from .backbone import (
-    TopoBackbone,
+from .backbone import TopoBackbone
+from .build import (
     build_retinanet_topo_fpn_backbone,
     build_topo_backbone,
     build_topo_fpn_backbone,

@@ -7,10 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from detectron2.config import CfgNode
-from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone
-from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
+from detectron2.modeling import Backbone
 from torch import Tensor, nn
 
 from timm_topo.checkpoint import graphs_of
@@ -21,13 +18,7 @@ from .network import choose_levels, create_network, cut, modules_until
 from .norm import convert_norm, freeze_modules, frozen_names
 from .pixels import FORMATS, Pixels
 
-__all__ = [
-    'TopoBackbone',
-    'build_retinanet_topo_fpn_backbone',
-    'build_topo_backbone',
-    'build_topo_fpn_backbone',
-    'topo_backbone',
-]
+__all__ = ['TopoBackbone', 'topo_backbone']
 
 LEVELS = ('res2', 'res3', 'res4', 'res5')
 
@@ -256,75 +247,3 @@ def topo_backbone(model: nn.Module) -> TopoBackbone:
     if len(found) != 1:
         raise ValueError(f'{type(model).__name__} has {len(found)} TopoBackbones instead of one')
     return found[0]
-
-
-# -- yaml configs ---------------------------------------------------------------------------------
-
-
-@BACKBONE_REGISTRY.register()
-def build_topo_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TopoBackbone:
-    """The backbone of ``MODEL.TOPO`` (``add_topo_config``), without FPN.
-
-    Raises:
-        ValueError: See :class:`TopoBackbone`; or a ``SPARSITY_WEIGHT`` with a meta architecture
-            that would not take the loss.
-    """
-    if not hasattr(cfg.MODEL, 'TOPO'):
-        raise ValueError('the config has no MODEL.TOPO: call add_topo_config(cfg) first')
-    topo = cfg.MODEL.TOPO
-    if topo.SPARSITY_WEIGHT and not cfg.MODEL.META_ARCHITECTURE.startswith('Topo'):
-        raise ValueError(
-            f'MODEL.TOPO.SPARSITY_WEIGHT={topo.SPARSITY_WEIGHT:g} needs MODEL.META_ARCHITECTURE '
-            f'TopoRCNN or TopoRetinaNet, got {cfg.MODEL.META_ARCHITECTURE}'
-        )
-    options = dict(
-        norm=topo.NORM,
-        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
-        pretrained=topo.PRETRAINED,
-        activation_checkpoint=topo.ACTIVATION_CHECKPOINT,
-        sparsity_weight=topo.SPARSITY_WEIGHT,
-        sparsity=topo.SPARSITY or None,
-        pixel_mean=cfg.MODEL.PIXEL_MEAN,
-        pixel_std=cfg.MODEL.PIXEL_STD,
-        input_format=cfg.INPUT.FORMAT,
-    )
-    twice = sorted(options.keys() & topo.KWARGS.keys())
-    if twice:
-        raise ValueError(f'MODEL.TOPO.KWARGS has {twice}, for which there are keys of their own')
-    return TopoBackbone(topo.NAME, topo.OUT_FEATURES, **options, **topo.KWARGS)
-
-
-@BACKBONE_REGISTRY.register()
-def build_topo_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """The backbone of ``MODEL.TOPO`` with an FPN; p6 by subsampling, for RPN."""
-    needed = cfg.MODEL.FPN.IN_FEATURES  # p6 is made of p5
-    return _fpn(cfg, input_shape, needed, lambda _: LastLevelMaxPool())
-
-
-@BACKBONE_REGISTRY.register()
-def build_retinanet_topo_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """The backbone of ``MODEL.TOPO`` with an FPN; p6 and p7 by convolutions on ``res5``."""
-    channels = cfg.MODEL.FPN.OUT_CHANNELS
-    needed = cfg.MODEL.TOPO.OUT_FEATURES  # p6 is made of res5
-    return _fpn(
-        cfg, input_shape, needed, lambda shapes: LastLevelP6P7(shapes['res5'].channels, channels)
-    )
-
-
-def _fpn(cfg: CfgNode, input_shape: ShapeSpec, coarsest_of: Sequence[str], top_block) -> FPN:
-    bottom_up = build_topo_backbone(cfg, input_shape)
-    shapes = bottom_up.output_shape()
-    unknown = [name for name in cfg.MODEL.FPN.IN_FEATURES if name not in shapes]
-    if unknown or 'res5' not in coarsest_of:
-        raise ValueError(
-            f'MODEL.FPN.IN_FEATURES {cfg.MODEL.FPN.IN_FEATURES} must be among '
-            f'MODEL.TOPO.OUT_FEATURES {list(shapes)}, with res5 for the coarsest levels'
-        )
-    return FPN(
-        bottom_up=bottom_up,
-        in_features=cfg.MODEL.FPN.IN_FEATURES,
-        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
-        norm=cfg.MODEL.FPN.NORM,
-        top_block=top_block(shapes),
-        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
-    )

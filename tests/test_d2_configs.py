@@ -12,7 +12,7 @@ pytest.importorskip(
 )
 
 from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
-from detectron2.modeling import build_model
+from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, build_model
 from detectron2.solver import build_lr_scheduler
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.analysis import FlopCountAnalysis
@@ -22,6 +22,7 @@ from omegaconf import OmegaConf
 import d2_topo
 from d2_topo import (
     TopoBackbone,
+    TopologyLoss,
     TopoRCNN,
     TopoRetinaNet,
     add_topo_config,
@@ -210,6 +211,16 @@ def test_without_a_detector_that_takes_it_the_term_is_an_error():
                'MODEL.META_ARCHITECTURE', 'GeneralizedRCNN')  # fmt: skip
     with pytest.raises(ValueError, match=r'needs MODEL.META_ARCHITECTURE TopoRCNN'):
         build_model(cfg)
+
+
+def test_a_detector_of_ones_own_takes_the_term():
+    """Under any name."""
+    if 'Mine' not in META_ARCH_REGISTRY:
+        META_ARCH_REGISTRY.register(type('Mine', (TopologyLoss, GeneralizedRCNN), {}))
+    cfg = yaml(NAMES[0], *TINY, *FROM_SCRATCH, 'MODEL.TOPO.SPARSITY_WEIGHT', 1.0,
+               'MODEL.META_ARCHITECTURE', 'Mine')  # fmt: skip
+    with EventStorage():
+        assert build_model(cfg).train()(batch())['loss_topology'] > 0
 
 
 def test_options_of_the_network(tmp_path):

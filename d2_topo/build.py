@@ -1,0 +1,83 @@
+"""Backbones by yaml configs."""
+
+from collections.abc import Sequence
+
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, FPN, META_ARCH_REGISTRY
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
+
+from .backbone import TopoBackbone
+from .meta_arch import TopologyLoss
+
+__all__ = ['build_retinanet_topo_fpn_backbone', 'build_topo_backbone', 'build_topo_fpn_backbone']
+
+
+@BACKBONE_REGISTRY.register()
+def build_topo_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TopoBackbone:
+    """The backbone of ``MODEL.TOPO`` (``add_topo_config``), without FPN.
+
+    Raises:
+        ValueError: See :class:`TopoBackbone`; or a ``SPARSITY_WEIGHT`` with a meta architecture
+            that would not take the loss.
+    """
+    if not hasattr(cfg.MODEL, 'TOPO'):
+        raise ValueError('the config has no MODEL.TOPO: call add_topo_config(cfg) first')
+    topo = cfg.MODEL.TOPO
+    detector = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
+    if topo.SPARSITY_WEIGHT and not issubclass(detector, TopologyLoss):
+        raise ValueError(
+            f'MODEL.TOPO.SPARSITY_WEIGHT={topo.SPARSITY_WEIGHT:g} needs MODEL.META_ARCHITECTURE '
+            f'TopoRCNN, TopoRetinaNet or another TopologyLoss, got {cfg.MODEL.META_ARCHITECTURE}'
+        )
+    options = dict(
+        norm=topo.NORM,
+        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
+        pretrained=topo.PRETRAINED,
+        activation_checkpoint=topo.ACTIVATION_CHECKPOINT,
+        sparsity_weight=topo.SPARSITY_WEIGHT,
+        sparsity=topo.SPARSITY or None,
+        pixel_mean=cfg.MODEL.PIXEL_MEAN,
+        pixel_std=cfg.MODEL.PIXEL_STD,
+        input_format=cfg.INPUT.FORMAT,
+    )
+    twice = sorted(options.keys() & topo.KWARGS.keys())
+    if twice:
+        raise ValueError(f'MODEL.TOPO.KWARGS has {twice}, for which there are keys of their own')
+    return TopoBackbone(topo.NAME, topo.OUT_FEATURES, **options, **topo.KWARGS)
+
+
+@BACKBONE_REGISTRY.register()
+def build_topo_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """The backbone of ``MODEL.TOPO`` with an FPN; p6 by subsampling, for RPN."""
+    needed = cfg.MODEL.FPN.IN_FEATURES  # p6 is made of p5
+    return _fpn(cfg, input_shape, needed, lambda _: LastLevelMaxPool())
+
+
+@BACKBONE_REGISTRY.register()
+def build_retinanet_topo_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """The backbone of ``MODEL.TOPO`` with an FPN; p6 and p7 by convolutions on ``res5``."""
+    channels = cfg.MODEL.FPN.OUT_CHANNELS
+    needed = cfg.MODEL.TOPO.OUT_FEATURES  # p6 is made of res5
+    return _fpn(
+        cfg, input_shape, needed, lambda shapes: LastLevelP6P7(shapes['res5'].channels, channels)
+    )
+
+
+def _fpn(cfg: CfgNode, input_shape: ShapeSpec, coarsest_of: Sequence[str], top_block) -> FPN:
+    bottom_up = build_topo_backbone(cfg, input_shape)
+    shapes = bottom_up.output_shape()
+    unknown = [name for name in cfg.MODEL.FPN.IN_FEATURES if name not in shapes]
+    if unknown or 'res5' not in coarsest_of:
+        raise ValueError(
+            f'MODEL.FPN.IN_FEATURES {cfg.MODEL.FPN.IN_FEATURES} must be among '
+            f'MODEL.TOPO.OUT_FEATURES {list(shapes)}, with res5 for the coarsest levels'
+        )
+    return FPN(
+        bottom_up=bottom_up,
+        in_features=cfg.MODEL.FPN.IN_FEATURES,
+        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        norm=cfg.MODEL.FPN.NORM,
+        top_block=top_block(shapes),
+        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+    )
