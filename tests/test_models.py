@@ -34,7 +34,7 @@ from timm_topo.stages import GraphStage, graph_stages
 from timm_topo.wiring import Wiring
 
 GOLDEN = json.loads((Path(__file__).parent / 'golden' / 'complexity.json').read_text())
-MODELS = timm.list_models(module=['toponet', 'toporesnet', 'topomobilenet', 'dgnet'])
+MODELS = timm.list_models(module=['toponet', 'toporesnet', 'topomobilenet', 'dgnet', 'dagnet'])
 TINY = dict(num_nodes=(3, 4), widths=(8, 12), strides=(2, 2), stem_width=8, num_classes=5)
 
 

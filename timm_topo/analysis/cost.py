@@ -78,12 +78,15 @@ def count_flops(model: nn.Module, input_size: Sequence[int] | None = None) -> Fl
     image = torch.zeros(1, *size, device=reference.device, dtype=reference.dtype)
     edges = []
 
-    def count(stage, args, output):
-        raw = int(stage.raw_entry)  # one edge multiplies the stage input instead
-        per_map = (stage.wiring.num_edges - raw) * output[0].numel()
-        edges.append(per_map + raw * args[0][0].numel())
+    def count(weighted_sum, in_degree):
+        edges.append(in_degree * weighted_sum[0].numel())  # an edge multiplies a map of that size
 
-    hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, GraphStage)]
+    hooks = []
+    for stage in (module for module in model.modules() if isinstance(module, GraphStage)):
+        *degrees, last = stage.wiring.in_degrees[1:]
+        for node, degree in zip(stage.nodes, degrees):
+            hooks.append(node.register_forward_pre_hook(lambda _, x, d=degree: count(x[0], d)))
+        hooks.append(stage.register_forward_hook(lambda _, x, y, d=last: count(y, d)))
     log = logging.getLogger('fvcore.nn.jit_analysis')
     level = log.level
     log.setLevel(logging.ERROR)  # it lists every operation that is not counted

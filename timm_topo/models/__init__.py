@@ -1,12 +1,14 @@
 """Networks, a table of variants each, and their timm entry points."""
 
 from . import dgnet, topomobilenet
+from .dagnet import DagNet
 from .families import Rewired
 from .rewired import rewire, unwire
 from .toponet import TopoNet
 from .toporesnet import ResNetCifar, ResNetV2Cifar
 
 __all__ = [
+    'DagNet',
     'ResNetCifar',
     'ResNetV2Cifar',
     'Rewired',

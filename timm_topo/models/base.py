@@ -1,14 +1,18 @@
 """What every network with graph stages can do, whoever wrote the rest of it."""
 
+from typing import Callable, Optional, Union
+
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from torch import Tensor
+from timm.layers import ClassifierHead, get_norm_layer
+from timm.models import named_apply
+from torch import Tensor, nn
 
 from ..connectivity import connectivity_spec, undecayed_parameters
 from ..sparsity import sparsity_loss
 from ..stages import graph_stages
 
-__all__ = ['GraphNet', 'imagenet_cfg']
+__all__ = ['ClassifierNet', 'GraphNet', 'imagenet_cfg', 'norm_class', 'per_stage']
 
 
 class GraphNet:
@@ -51,6 +55,86 @@ class GraphNet:
         """Recompute graph stages in the backward pass instead of storing what is inside."""
         for stage in graph_stages(self).values():
             stage.grad_checkpointing = enable
+
+
+class ClassifierNet(GraphNet, nn.Module):
+    """A network of ours: a subclass gives ``forward_features``, this what is behind them.
+
+    The constructor of the subclass calls :meth:`set_head` and :meth:`init_weights` last.
+    """
+
+    num_features: int
+
+    @torch.jit.ignore
+    def set_head(self, num_classes: int, pool_type: str, drop_rate: float, **dd) -> None:
+        """Pooling and linear classifier over ``num_features`` channels."""
+        self.num_classes = num_classes
+        self.drop_rate = drop_rate
+        self.head = ClassifierHead(
+            self.num_features, num_classes, pool_type=pool_type, drop_rate=drop_rate, **dd
+        )
+        self.head_hidden_size = self.num_features * self.head.global_pool.feat_mult()
+
+    @torch.jit.ignore
+    def init_weights(self) -> None:
+        """He for convolutions, N(0, 0.01) for the classifier, rules by themselves."""
+        named_apply(_init_weights, self)
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        """The linear classifier."""
+        return self.head.fc
+
+    @torch.jit.ignore
+    def reset_classifier(self, num_classes: int, global_pool: Optional[str] = None) -> None:
+        """New classifier (none for 0 classes); ``global_pool`` None keeps the pooling."""
+        parameter = next(self.parameters())
+        pool = self.head.global_pool.pool_type if global_pool is None else global_pool
+        dd = {'device': parameter.device, 'dtype': parameter.dtype}
+        self.set_head(num_classes, pool, self.drop_rate, **dd)
+        self.head.train(self.training)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Features -> logits ``(B, num_classes)``, or pooled features."""
+        return self.head(x, pre_logits=pre_logits)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+
+def per_stage(name: str, value, depth: int) -> list:
+    """One value per stage, from one for all or a sequence of them.
+
+    Raises:
+        ValueError: A sequence of another length.
+    """
+    if not isinstance(value, (list, tuple)):
+        return [value] * depth
+    if len(value) != depth:
+        raise ValueError(f'{name} has {len(value)} entries for {depth} stages: {value}')
+    return list(value)
+
+
+def norm_class(norm_layer: Union[str, Callable[..., nn.Module]]) -> Callable[..., nn.Module]:
+    """A normalisation, given as a class or by the name that timm knows.
+
+    Raises:
+        ValueError: timm does not know it.
+    """
+    try:
+        return get_norm_layer(norm_layer)
+    except (AssertionError, KeyError):
+        raise ValueError(f'norm_layer {norm_layer!r} is no class and no name timm knows') from None
+
+
+def _init_weights(module: nn.Module, name: str = '') -> None:
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
+    elif isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=0.01)
+        nn.init.zeros_(module.bias)
+    elif hasattr(module, 'reset_parameters'):  # normalisation and connectivity rules
+        module.reset_parameters()
 
 
 def imagenet_cfg(**kwargs) -> dict:

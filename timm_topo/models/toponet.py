@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from typing import Callable, List, Optional, Tuple, Union
 
 import torch
-from timm.layers import ClassifierHead, get_norm_layer
-from timm.models import build_model_with_cfg, generate_default_cfgs, named_apply, register_model
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ..connectivity import build_connectivity
@@ -15,7 +14,7 @@ from ..nodes import NODES, ConvNorm
 from ..sparsity import check_sparsity, check_sparsity_weight
 from ..stages import GraphStage
 from ..wiring import Wiring
-from .base import GraphNet, imagenet_cfg
+from .base import ClassifierNet, imagenet_cfg, norm_class, per_stage
 from .levels import take_indices
 
 __all__ = ['TopoNet']
@@ -23,7 +22,7 @@ __all__ = ['TopoNet']
 WiringSpec = Union[str, dict, Wiring]
 
 
-class TopoNet(GraphNet, nn.Module):
+class TopoNet(ClassifierNet):
     """Stem, graph stages, ReLU, pooling, linear classifier (TopoNet, Table 3).
 
     Args:
@@ -85,29 +84,27 @@ class TopoNet(GraphNet, nn.Module):
             raise ValueError(f'output_stride must be 8, 16 or 32, got {output_stride}')
         if node not in NODES:
             raise ValueError(f'unknown node {node!r}; known: {", ".join(NODES)}')
-        norm_layer = _norm_layer(norm_layer)
+        norm_layer = norm_class(norm_layer)
         dd = {'device': device, 'dtype': dtype}
         depth = len(widths)
-        strides = _per_stage('strides', strides, depth)
+        strides = per_stage('strides', strides, depth)
         wirings = [
             make_wiring(spec, nodes, stage)
             for stage, (spec, nodes) in enumerate(
                 zip(
-                    _per_stage('wiring', wiring, depth),
-                    _per_stage('num_nodes', num_nodes, depth),
+                    per_stage('wiring', wiring, depth),
+                    per_stage('num_nodes', num_nodes, depth),
                 )
             )
         ]
         self.in_chans = in_chans
-        self.num_classes = num_classes
-        self.drop_rate = drop_rate
         self.sparsity = check_sparsity(sparsity)
         self.sparsity_weight = check_sparsity_weight(sparsity_weight)
 
         self.stem = ConvNorm(in_chans, stem_width, stem_kernel, stem_stride, norm_layer, **dd)
         self.feature_info = [dict(num_chs=stem_width, reduction=stem_stride, module='stem')]
         stages, in_chs, reduction, dilation = [], stem_width, stem_stride, 1
-        for stage, rule in enumerate(_per_stage('connectivity', connectivity, depth)):
+        for stage, rule in enumerate(per_stage('connectivity', connectivity, depth)):
             stride = strides[stage]
             if reduction * stride > output_stride:
                 stride, dilation = 1, dilation * stride
@@ -134,16 +131,8 @@ class TopoNet(GraphNet, nn.Module):
         self.stages = nn.Sequential(*stages)
         self.act = nn.ReLU()
         self.num_features = in_chs
-        self.head = ClassifierHead(
-            in_chs, num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd
-        )
-        self.head_hidden_size = in_chs * self.head.global_pool.feat_mult()
+        self.set_head(num_classes, global_pool, drop_rate, **dd)
         self.init_weights()
-
-    @torch.jit.ignore
-    def init_weights(self) -> None:
-        """He for convolutions, N(0, 0.01) for the classifier, rules by themselves."""
-        named_apply(_init_weights, self)
 
     @torch.jit.ignore
     def topology(self) -> dict:
@@ -164,37 +153,9 @@ class TopoNet(GraphNet, nn.Module):
             ],
         )
 
-    @torch.jit.ignore
-    def get_classifier(self) -> nn.Module:
-        """The linear classifier."""
-        return self.head.fc
-
-    @torch.jit.ignore
-    def reset_classifier(self, num_classes: int, global_pool: Optional[str] = None) -> None:
-        """New classifier (none for 0 classes); ``global_pool`` None keeps the pooling."""
-        parameter = next(self.parameters())
-        pool = self.head.global_pool.pool_type if global_pool is None else global_pool
-        self.num_classes = num_classes
-        self.head = ClassifierHead(
-            self.num_features,
-            num_classes,
-            pool_type=pool,
-            drop_rate=self.drop_rate,
-            device=parameter.device,
-            dtype=parameter.dtype,
-        ).train(self.training)
-        self.head_hidden_size = self.num_features * self.head.global_pool.feat_mult()
-
     def forward_features(self, x: Tensor) -> Tensor:
         """Image ``(B, in_chans, H, W)`` -> ``(B, num_features, H / stride, W / stride)``."""
         return self.act(self.stages(self.stem(x)))
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Features -> logits ``(B, num_classes)``, or pooled features."""
-        return self.head(x, pre_logits=pre_logits)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x))
 
     def forward_intermediates(
         self,
@@ -261,32 +222,6 @@ class TopoNet(GraphNet, nn.Module):
         if prune_head or cut:
             self.reset_classifier(0, '')
         return taken
-
-
-def _per_stage(name: str, value, depth: int) -> list:
-    """One value per stage, from one for all or a sequence of them."""
-    if not isinstance(value, (list, tuple)):
-        return [value] * depth
-    if len(value) != depth:
-        raise ValueError(f'{name} has {len(value)} entries for {depth} stages: {value}')
-    return list(value)
-
-
-def _norm_layer(norm_layer: Union[str, Callable[..., nn.Module]]) -> Callable[..., nn.Module]:
-    try:
-        return get_norm_layer(norm_layer)
-    except (AssertionError, KeyError):
-        raise ValueError(f'norm_layer {norm_layer!r} is no class and no name timm knows') from None
-
-
-def _init_weights(module: nn.Module, name: str = '') -> None:
-    if isinstance(module, nn.Conv2d):
-        nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
-    elif isinstance(module, nn.Linear):
-        nn.init.normal_(module.weight, std=0.01)
-        nn.init.zeros_(module.bias)
-    elif hasattr(module, 'reset_parameters'):  # normalisation and connectivity rules
-        module.reset_parameters()
 
 
 def _cfg(**kwargs) -> dict:

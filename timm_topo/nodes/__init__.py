@@ -7,8 +7,17 @@
 from .base import StageParts
 from .conv import ConvNode, conv_parts
 from .conv_norm import ConvNorm
+from .conv_residual import ConvResidualNode, conv_residual_parts
 from .sepconv import SepConvEntry, SepConvNode, sepconv_parts
 
-__all__ = ['NODES', 'ConvNode', 'ConvNorm', 'SepConvEntry', 'SepConvNode', 'StageParts']
+__all__ = [
+    'NODES',
+    'ConvNode',
+    'ConvNorm',
+    'ConvResidualNode',
+    'SepConvEntry',
+    'SepConvNode',
+    'StageParts',
+]
 
-NODES = {'sepconv': sepconv_parts, 'conv': conv_parts}
+NODES = {'sepconv': sepconv_parts, 'conv': conv_parts, 'conv_residual': conv_residual_parts}

@@ -37,7 +37,8 @@ class ConvNode(nn.Module):
         super().__init__()
         dd = {'device': device, 'dtype': dtype}
         self.act = nn.ReLU(inplace=True)
-        self.conv = create_conv2d(in_chs, out_chs, 3, stride=stride, dilation=dilation, **dd)
+        spatial = dict(stride=stride, dilation=dilation, padding=dilation)
+        self.conv = create_conv2d(in_chs, out_chs, 3, **spatial, **dd)
         self.bn = norm_layer(out_chs, **dd)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -33,7 +33,8 @@ class ConvNorm(nn.Module):
     ):
         super().__init__()
         dd = {'device': device, 'dtype': dtype}
-        self.conv = create_conv2d(in_chs, out_chs, kernel_size, stride=stride, **dd)
+        spatial = dict(stride=stride, padding=kernel_size // 2)
+        self.conv = create_conv2d(in_chs, out_chs, kernel_size, **spatial, **dd)
         self.bn = norm_layer(out_chs, **dd)
 
     def forward(self, x: Tensor) -> Tensor:

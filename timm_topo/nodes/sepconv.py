@@ -39,9 +39,8 @@ class SepConvNode(nn.Module):
         super().__init__()
         dd = {'device': device, 'dtype': dtype}
         self.act = nn.ReLU(inplace=inplace)
-        self.conv_dw = create_conv2d(
-            in_chs, in_chs, 3, stride=stride, dilation=dilation, depthwise=True, **dd
-        )
+        spatial = dict(stride=stride, dilation=dilation, padding=dilation)
+        self.conv_dw = create_conv2d(in_chs, in_chs, 3, depthwise=True, **spatial, **dd)
         self.conv_pw = create_conv2d(in_chs, out_chs, 1, **dd)
         self.bn = norm_layer(out_chs, **dd)
 

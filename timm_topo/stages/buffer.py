@@ -78,9 +78,9 @@ def _recording(stage: GraphStage, name: str, buffers: dict):
     inner = stage.run
 
     def run(x: Tensor):
-        output, rows = inner(x)
+        maps, rows = inner(x)
         buffers[name] = _matrices(stage.wiring, rows, len(x))
-        return output, rows
+        return maps, rows
 
     return run
 

@@ -49,6 +49,7 @@ class GraphStage(nn.Module):
     """
 
     preds: List[List[int]]
+    slots: List[List[int]]
 
     def __init__(
         self,
@@ -77,6 +78,7 @@ class GraphStage(nn.Module):
         self.wiring = wiring
         self.raw_entry = raw_entry
         self.preds = [list(wiring.preds(node)) for node in range(wiring.num_nodes)]
+        self.slots = self.preds
         self.needs_context = connectivity.needs_context
         self.grad_checkpointing = False
         unread = raw_entry and wiring.succs(0) == (1,) and not connectivity.needs_context
@@ -86,6 +88,10 @@ class GraphStage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Stage input ``(B, C_in, H_in, W_in)`` -> stage output ``(B, C, H, W)``."""
+        return self.maps(x)[-1]
+
+    def maps(self, x: Tensor) -> List[Tensor]:
+        """Stage input -> the maps of all nodes, the stage output last."""
         if not torch.jit.is_scripting():
             if self.grad_checkpointing and torch.is_grad_enabled() and not torch.jit.is_tracing():
                 return checkpoint(self.run, x, use_reentrant=False)[0]
@@ -103,25 +109,36 @@ class GraphStage(nn.Module):
         Raises:
             ValueError: The edges leave no path from input to output.
         """
-        wiring, kept = self.wiring.subgraph(self.wiring.edges[e] for e in edges).prune()
+        return self._keep(*self.wiring.subgraph(self.wiring.edges[e] for e in edges).prune())
+
+    @torch.jit.unused
+    def _keep(self, wiring: Wiring, kept: Sequence[int]) -> 'GraphStage':
+        """This stage on those of its nodes and edges that ``wiring`` names anew."""
         index = {edge: e for e, edge in enumerate(self.wiring.edges)}
-        stage = GraphStage(
+        rule = self.connectivity.select(wiring, [index[kept[s], kept[t]] for s, t in wiring.edges])
+        stage = self._with(wiring, rule, kept)
+        stage.grad_checkpointing = self.grad_checkpointing
+        return stage.train(self.training)
+
+    @torch.jit.unused
+    def _with(self, wiring: Wiring, rule: Connectivity, kept: Sequence[int]) -> 'GraphStage':
+        """This stage with another wiring, on those of its nodes that are ``kept``."""
+        return GraphStage(
             wiring,
-            self.connectivity.select(wiring, [index[kept[s], kept[t]] for s, t in wiring.edges]),
+            rule,
             self.entry,
             [self.nodes[node - 1] for node in kept[1:-1]],
             raw_entry=self.raw_entry and kept[1] == 1,
             node_ids=[self.node_ids[node] for node in kept],
         )
-        stage.grad_checkpointing = self.grad_checkpointing
-        return stage.train(self.training)
 
-    def run(self, x: Tensor) -> Tuple[Tensor, List[Tensor]]:
+    def run(self, x: Tensor) -> Tuple[List[Tensor], List[Tensor]]:
         """The equation, without activation checkpointing.
 
         Returns:
-            The stage output, and the weights that nodes ``1 .. N - 1`` read, each as the rule
-            gives them, ``(in_degree,)`` or ``(B, in_degree)``.
+            The maps as :meth:`offer` collects them, followed by the stage output; and the weights
+            that nodes ``1 .. N - 1`` read, each as the rule gives them, ``(in_degree,)`` or
+            ``(B, in_degree)``.
         """
         thresholds: Optional[Tensor] = None
         skipping = False
@@ -131,9 +148,10 @@ class GraphStage(nn.Module):
             if thresholds is not None and _is_eager(x):
                 skipping = bool(thresholds.any())
                 thresholds = thresholds if skipping else None
-        features = [self.entry(x)]
-        pooled = self.pool(features[0], [])
-        computed = [features[0].new_ones(features[0].shape[:1], dtype=torch.bool)]
+        x_0 = self.entry(x)
+        maps = self.offer(0, x_0, [])
+        pooled = self.pool(x_0, [])
+        computed = [x_0.new_ones(x_0.shape[:1], dtype=torch.bool)]
         is_open = computed[0]
         rows: List[Tensor] = []
         for i, node in enumerate(self.nodes):
@@ -141,26 +159,34 @@ class GraphStage(nn.Module):
             if thresholds is not None:
                 rows[-1], is_open = self.close(i + 1, rows[-1], thresholds, computed)
                 computed.append(is_open.any(1))
-            inputs = self.inputs(i + 1, x, features)
+            inputs = self.inputs(i + 1, x, maps)
             if skipping and not torch.jit.is_scripting():
-                features.append(_run_where(node, inputs, rows[-1], is_open, features[0]))
+                x_j = _run_where(node, inputs, rows[-1], is_open, x_0)
             else:
-                features.append(node(aggregate(inputs, rows[-1])))
-            pooled = self.pool(features[-1], pooled)
+                x_j = node(aggregate(inputs, rows[-1]))
+            maps = self.offer(i + 1, x_j, maps)
+            pooled = self.pool(x_j, pooled)
         last = len(self.nodes) + 1
         rows.append(self.weigh(last, pooled))
         if thresholds is not None:
             rows[-1], is_open = self.close(last, rows[-1], thresholds, computed)
-        inputs = self.inputs(last, x, features)
+        inputs = self.inputs(last, x, maps)
         if skipping and not torch.jit.is_scripting():
-            return _run_where(None, inputs, rows[-1], is_open, features[0]), rows
-        return aggregate(inputs, rows[-1]), rows
+            maps.append(_run_where(None, inputs, rows[-1], is_open, x_0))
+        else:
+            maps.append(aggregate(inputs, rows[-1]))
+        return maps, rows
 
-    def inputs(self, node: int, x: Tensor, features: List[Tensor]) -> List[Tensor]:
-        """What ``node`` may read, in the order of its in-edges."""
+    def offer(self, node: int, feature: Tensor, maps: List[Tensor]) -> List[Tensor]:
+        """Append what ``node`` gives its readers: its map. ``slots`` says who reads which."""
+        maps.append(feature)
+        return maps
+
+    def inputs(self, node: int, x: Tensor, maps: List[Tensor]) -> List[Tensor]:
+        """What ``node`` reads, in the order of its in-edges."""
         if self.raw_entry and node == 1:
             return [x]
-        return [features[source] for source in self.preds[node]]
+        return [maps[slot] for slot in self.slots[node]]
 
     def pool(self, feature: Tensor, pooled: List[Tensor]) -> List[Tensor]:
         """Append the spatial mean ``(B, C)`` of a map, if the rule asks for it."""
