@@ -2,6 +2,7 @@
 
 ``digits`` is built in (scikit-learn's 1,797 scans, no download); ``idx`` reads the files of the
 MNIST family; ``strips`` reads images packed as lossless WebP strips; everything else is timm's.
+``colour/`` and ``tiles/`` before a name make an easier or a harder set of it.
 """
 
 import gzip
@@ -16,9 +17,20 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from timm.data import create_dataset
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 
-__all__ = ['ArrayDataset', 'class_names', 'load_dataset']
+from .variants import VARIANTS, make_variant
+
+__all__ = ['ALIASES', 'ArrayDataset', 'Portion', 'class_names', 'load_dataset']
+
+#: The data sets of Janik & Nowak, section 4, by torchvision's files.
+ALIASES = {
+    'cmnist': 'colour/torch/mnist',
+    'ckmnist': 'colour/torch/kmnist',
+    'cfashionmnist': 'colour/torch/fashion_mnist',
+    'cifar10': 'torch/cifar10',
+    'cifar10_t8': 'tiles:size=8/torch/cifar10',
+}
 
 _TRAIN = ('train', 'training')
 _EVAL = ('validation', 'valid', 'val', 'eval', 'evaluation')
@@ -63,6 +75,41 @@ class ArrayDataset(Dataset):
         return image, int(self.labels[index])
 
 
+class Portion(Dataset):
+    """Some images of a data set, drawn at random, always the same ones.
+
+    Args:
+        dataset: Whose images can be read by number.
+        count: How many.
+
+    Raises:
+        ValueError: It can only be read in order, or has fewer images.
+    """
+
+    def __init__(self, dataset: Dataset, count: int):
+        if isinstance(dataset, IterableDataset):
+            raise ValueError(f'{type(dataset).__name__} can only be read in order: take all of it')
+        if count > len(dataset):
+            raise ValueError(f'{count} images asked for, the data set has {len(dataset)}')
+        self.dataset = dataset
+        self.chosen = np.random.default_rng(0).permutation(len(dataset))[:count].tolist()
+
+    @property
+    def transform(self):
+        """That of the data set; timm's loader sets it."""
+        return self.dataset.transform
+
+    @transform.setter
+    def transform(self, transform) -> None:
+        self.dataset.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, index: int):
+        return self.dataset[self.chosen[index]]
+
+
 def load_dataset(
     name: str,
     root: str | Path | None = None,
@@ -74,7 +121,9 @@ def load_dataset(
 
     Args:
         name: ``'digits'``; ``'idx'`` or ``'strips'`` (files in ``root``); a timm name such as
-            ``'torch/cifar100'`` or ``'hfds/...'``; or ``''`` for a folder of class folders.
+            ``'torch/cifar100'`` or ``'hfds/...'``; or ``''`` for a folder of class folders. Any of
+            them behind ``'colour/'`` or ``'tiles/'``, see :mod:`timm_topo.variants`; or a key of
+            :data:`ALIASES`.
         root: Folder with the data.
         split: ``'train'`` or ``'validation'``, or what timm's data set calls its splits.
         mode: PIL mode, ``'RGB'`` or ``'L'``.
@@ -84,6 +133,15 @@ def load_dataset(
         FileNotFoundError: The folder, its split or a file is missing.
         ValueError: Unknown name or split, no folder given, or no images in it.
     """
+    name = ALIASES.get(name, name)
+    variant, slash, inner = name.partition('/')
+    if slash and variant.partition(':')[0] in VARIANTS:
+        dataset = load_dataset(inner, root, split, 'RGB', **timm_options)
+        groups = [group[0] for group in (_TRAIN, _EVAL) if split in group]
+        changed = make_variant(variant, dataset, mode, salt=groups[0] if groups else split)
+        if names := class_names(dataset):
+            changed.classes = names
+        return changed
     if name == 'digits':
         train = _is_train(split)
         if root is not None:
@@ -92,8 +150,9 @@ def load_dataset(
     prefix = name.partition('/')[0].lower()
     if name not in ('', 'idx', 'strips') and prefix not in _TIMM_PREFIXES:
         raise ValueError(
-            f'unknown data set {name!r}; known: digits, idx, strips, '
-            f"{', '.join(p + '/...' for p in _TIMM_PREFIXES)}, or '' for a folder of class folders"
+            f'unknown data set {name!r}; known: digits, idx, strips, {", ".join(ALIASES)}, '
+            f"{', '.join(p + '/...' for p in _TIMM_PREFIXES)}, '' for a folder of class folders, "
+            f'{" or ".join(v + "/" for v in VARIANTS)} before any of them'
         )
     if root is None:
         raise ValueError(f'data set {name or "folder"!r} needs a folder: give --data-dir')
