@@ -11,11 +11,11 @@ VERSION = re.search(
 ).group(1)
 EXTRAS = {
     'train': ['scikit-learn', 'tensorboard', 'tqdm'],
-    'analysis': ['fvcore', 'matplotlib'],
+    'analysis': ['fvcore', 'matplotlib', 'scikit-learn', 'scipy'],
     'export': ['onnx', 'onnxruntime', 'onnxscript'],
 }
-EXTRAS['all'] = sorted(requirement for extra in EXTRAS.values() for requirement in extra)
-EXTRAS['test'] = [*EXTRAS['all'], 'hypothesis', 'pytest', 'pytest-xdist', 'ruff', 'scipy']
+EXTRAS['all'] = sorted({requirement for extra in EXTRAS.values() for requirement in extra})
+EXTRAS['test'] = [*EXTRAS['all'], 'hypothesis', 'pytest', 'pytest-xdist', 'ruff']
 EXTRAS['detection'] = ['detectron2']  # not on PyPI: installed as its own install page says
 
 setup(

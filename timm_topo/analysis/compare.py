@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 from ..stages import graph_stages
 from .cost import count_flops, count_parameters, latency
-from .prune import DisconnectedError, PruneReport, prune, recalibrate
+from .metrics import sparsity, stage_sizes
+from .prune import DisconnectedError, PruneReport, edge_mask, mask_edges, prune, recalibrate
 
-__all__ = ['Cut', 'measure', 'prune_sweep']
+__all__ = ['Cut', 'measure', 'prune_sweep', 'threshold_sweep']
 
 Score = Callable[[nn.Module], float]
 
@@ -55,6 +56,53 @@ def prune_sweep(
         at_once = score(smaller)
         recalibrate(smaller, images)
         yield Cut(fraction, smaller, report, at_once, score(smaller))
+
+
+def threshold_sweep(
+    model: nn.Module, thresholds: Sequence[float], score: Score, images: Tensor | None = None
+) -> Iterator[dict]:
+    """What ever higher thresholds leave of one trained network (Janik & Nowak, Fig. 2a).
+
+    Each row has ``threshold``; ``connected``, 0 where a graph fell apart; ``edges`` and
+    ``sparsity`` over all graphs; ``top1_masked``, the score with weak edges set to zero and
+    everything else in place; and, while connected, ``nodes`` and ``parameters`` of the smaller
+    network, ``top1``, its score, ``starved``, how many of the nodes that went were still read
+    though nobody fed them, and ``difference``, by how much outputs change because of them. Of one
+    graph over several resolutions also ``sparsity_0``, ``nodes_0``... per stage.
+
+    Args:
+        model: A trained model with graph stages; left as it is.
+        thresholds: On the absolute edge weight.
+        score: Accuracy of a model, say.
+        images: As for :func:`timm_topo.analysis.prune.edge_weights`.
+    """
+    possible = [s.node_ids[-1] + 1 for s in graph_stages(model).values()]
+    for threshold in thresholds:
+        keep = edge_mask(model, threshold, images=images)
+        row = {'threshold': threshold, 'connected': 1}
+        try:
+            smaller, report = prune(model, keep=keep)
+        except DisconnectedError:
+            row.update(connected=0, edges=int(sum(mask.sum() for mask in keep.values())))
+            with mask_edges(model, keep):
+                row['top1_masked'] = score(model)
+        else:
+            stages = list(graph_stages(smaller).values())
+            row.update(edges=report.edges[1], nodes=report.nodes[1])
+            if len(stages) == 1:
+                row.update(stage_sizes(stages[0]))
+            row.update(
+                parameters=report.parameters[1],
+                starved=sum(len(stage.starved) for stage in report.stages),
+                difference=report.difference,
+                top1=score(smaller),
+            )
+            row['top1_masked'] = row['top1']
+            if not report.exact:
+                with mask_edges(model, keep):
+                    row['top1_masked'] = score(model)
+        row['sparsity'] = sparsity(row['edges'], *possible)
+        yield row
 
 
 def measure(

@@ -16,10 +16,11 @@ from timm.utils import CheckpointSaver, NativeScaler, unwrap_model
 from torch import nn
 from torchvision.transforms import Compose, RandomCrop, Resize
 
+from ..analysis.fit import fit_channels
 from ..analysis.prune import retrainable
 from ..checkpoint import load, read_checkpoint, saved_config
 from ..connectivity import exempt_from_weight_decay
-from ..data import class_names, load_dataset
+from ..data import Portion, class_names, load_dataset
 from ..models import rewire
 from ..task import TopoTask
 from .log import RunLog, stages_of
@@ -73,6 +74,8 @@ def build(args: Namespace, device: torch.device):
         for split in (args.train_split, args.val_split)
     }
     classes = _check_classes(args, data)
+    if args.train_images:
+        data[args.train_split] = Portion(data[args.train_split], args.train_images)
     model = _build_model(args, classes)
     data_config = resolve_input_data_config(model, vars(args))
     model.to(device)
@@ -143,13 +146,15 @@ def _check_classes(args: Namespace, data: dict) -> list[str] | None:
 
 def _build_model(args: Namespace, classes: list[str] | None) -> nn.Module:
     num_classes = args.num_classes or len(classes)
+    if args.fit_parameters and not args.from_saved:
+        raise ValueError('--fit-parameters needs --from-saved')
     if args.from_saved:
         if args.initial_checkpoint:
             raise ValueError('give --from-saved or --initial-checkpoint, not both')
-        model = load(
-            args.from_saved, num_classes=num_classes, drop_rate=args.drop, **args.model_kwargs
-        )
-        model = _rewire(args, model)
+        options = dict(num_classes=num_classes, drop_rate=args.drop, **args.model_kwargs)
+        if args.fit_parameters:
+            return _fitted(args, options)
+        model = _rewire(args, load(args.from_saved, **options))
         if args.from_saved_weights == 'finetune':
             return model
         routed = any(stage.needs_context for stage in stages_of(model).values())
@@ -180,6 +185,23 @@ def _build_model(args: Namespace, classes: list[str] | None) -> nn.Module:
         reason = ' '.join(str(error).split())[:200]
         raise ValueError(f'{args.initial_checkpoint} is of another model: {reason}') from None
     return _rewire(args, model)
+
+
+def _fitted(args: Namespace, options: dict) -> nn.Module:
+    """The saved wiring with fresh weights, as wide as ``--fit-parameters`` says."""
+    if args.from_saved_weights != 'reset' or args.rewire is not None:
+        raise ValueError('--fit-parameters trains from scratch: --from-saved-weights reset alone')
+    topology = saved_config(args.from_saved).get('model_args') or {}
+    if 'channels' not in topology or 'channels' in options:
+        raise ValueError(
+            f'--fit-parameters chooses the option channels, which {args.from_saved} '
+            + ('does not have' if 'channels' not in topology else 'is given')
+        )
+
+    def build(channels: int) -> nn.Module:
+        return load(args.from_saved, pretrained=False, channels=channels, **options)
+
+    return build(fit_channels(build, args.fit_parameters))
 
 
 def _rewire(args: Namespace, model: nn.Module) -> nn.Module:

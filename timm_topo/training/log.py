@@ -8,6 +8,7 @@ from timm.utils import trim_summary, update_summary
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..analysis.history import write_edge_weights
 from ..analysis.routing import StageRouting
 from ..stages import GraphStage
 
@@ -80,23 +81,38 @@ class RunLog:
         if self.folder is None:
             return
         update_summary(epoch, train, evaluation, str(self.folder / 'summary.csv'), lr=lr)
+        weights = self.edge_weights(epoch + 1, model, routes)
         if self.board is None:
             return
         for group, metrics in (('train', train), ('eval', evaluation)):
             for name, value in metrics.items():
                 self.board.add_scalar(f'{group}/{name}', value, epoch)
         self.board.add_scalar('train/lr', lr, epoch)
+        stages = stages_of(model)
+        for name, values in weights.items():
+            if stages[name].needs_context:
+                self._route(name, stages[name], routes[name], epoch)
+            image = adjacency_image(stages[name], values)
+            self.board.add_histogram(f'edge_weights/{name}', values, epoch)
+            self.board.add_image(f'adjacency/{name}', image, epoch)
+        self.board.flush()
+
+    def edge_weights(
+        self, done: int, model: nn.Module, routes: dict[str, StageRouting] | None = None
+    ) -> dict[str, Tensor]:
+        """Write down the edge weights after ``done`` epochs; they, ``(E,)`` by stage name.
+
+        Weights that depend on the image: their means in ``routes``, else they are left out.
+        """
+        weights = {}
         for name, stage in stages_of(model).items():
             if not stage.needs_context:
-                weights = stage.connectivity.edge_weights().detach().float().cpu()
+                weights[name] = stage.connectivity.edge_weights().detach().float().cpu()
             elif routes:
-                weights = routes[name].mean
-                self._route(name, stage, routes[name], epoch)
-            else:
-                continue
-            self.board.add_histogram(f'edge_weights/{name}', weights, epoch)
-            self.board.add_image(f'adjacency/{name}', adjacency_image(stage, weights), epoch)
-        self.board.flush()
+                weights[name] = routes[name].mean
+        if self.folder is not None and weights:
+            write_edge_weights(self.folder, done, weights)
+        return weights
 
     def _route(self, name: str, stage: GraphStage, route: StageRouting, epoch: int) -> None:
         """Per stage and image: open edges, computed nodes; per edge: spread, threshold."""

@@ -42,8 +42,9 @@ def train(args: Namespace) -> dict:
     """Train, evaluate and save as ``args`` say (see :mod:`timm_topo.training.options`).
 
     The folder of the run receives ``args.yaml``, ``summary.csv``, TensorBoard events, timm
-    checkpoints (``last``, ``model_best``) and, at the end, ``model/``: the best weights with their
-    wiring, readable by :func:`timm_topo.load` and by timm alone.
+    checkpoints (``last``, ``model_best``), ``edge_weights/`` after every epoch and, at the end,
+    ``model/``: the best (or the last) weights with their wiring, readable by
+    :func:`timm_topo.load` and by timm alone.
 
     Returns:
         ``folder``, ``best_epoch`` and ``best_top1`` (percent), and ``model``, the folder of the
@@ -74,6 +75,8 @@ def train(args: Namespace) -> dict:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / 'args.yaml').write_text(yaml.safe_dump(given), encoding='utf-8')
             run.log = RunLog(folder, start_epoch, not args.no_tensorboard)
+            if start_epoch == 0:
+                run.log.edge_weights(0, run.model)
             _announce(run, start_epoch, epochs)
             run.saver = CheckpointSaver(
                 run.model,
@@ -297,17 +300,18 @@ def _evaluate(run: Run, model: nn.Module) -> dict:
 
 
 def _finish(run: Run, folder: Path, data_config: dict, classes: list[str] | None) -> dict:
-    """Save the best weights with their wiring."""
+    """Save the best or the last weights with their wiring."""
     if not is_primary(run.args):
         return {}
-    best = copy.deepcopy(run.model).cpu()
-    best.load_state_dict(read_checkpoint(folder / 'model_best.pth.tar'))
+    chosen = copy.deepcopy(run.model).cpu()
+    name = 'model_best.pth.tar' if run.args.save == 'best' else 'last.pth.tar'
+    chosen.load_state_dict(read_checkpoint(folder / name))
     kept = ('input_size', 'interpolation', 'mean', 'std', 'crop_pct', 'crop_mode')
     data_config = {k: data_config[k] for k in kept}
-    model_folder = save(best, folder / 'model', label_names=classes, data_config=data_config)
+    model_folder = save(chosen, folder / 'model', label_names=classes, data_config=data_config)
     run.log.say(
         f'best: top-1 {run.saver.best_metric:.2f}% in epoch {run.saver.best_epoch + 1}; '
-        f'saved network: {model_folder}'
+        f'saved network ({run.args.save} epoch): {model_folder}'
     )
     return {
         'folder': folder,

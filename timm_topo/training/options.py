@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 from timm.utils import ParseKwargs
 
-__all__ = ['build_parser', 'parse_args', 'positive']
+__all__ = ['build_parser', 'labelled', 'parse_args', 'positive']
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -27,11 +27,16 @@ def _data(parser):
     group.add_argument(
         '--dataset', metavar='NAME',
         help="digits (built in), idx, strips, torch/..., hfds/..., wds/..., tfds/..., or '' for a "
-        "folder of class folders (default: '' with --data-dir, else digits)",
+        "folder of class folders (default: '' with --data-dir, else digits); colour/NAME and "
+        'tiles/NAME: an easier and a harder variant of it',
     )  # fmt: skip
     group.add_argument('--data-dir', metavar='DIR', help='folder with the data')
     group.add_argument('--train-split', default='train', metavar='NAME')
     group.add_argument('--val-split', default='validation', metavar='NAME')
+    group.add_argument(
+        '--train-images', type=positive, metavar='N',
+        help='train on N images, drawn at random, always the same ones (default: all)',
+    )  # fmt: skip
     group.add_argument('--dataset-download', action='store_true', help='let torch/... download')
     group.add_argument('-j', '--workers', type=int, default=2, metavar='N')
     group.add_argument('--img-size', type=int, metavar='N', help="default: the model's")
@@ -66,6 +71,11 @@ def _model(parser):
         '--from-saved-weights', choices=('reset', 'keep', 'frozen', 'finetune'),
         help='retrain from scratch with edge weights reset, kept or frozen, or finetune everything '
         '(default: reset; with --rewire finetune)',
+    )  # fmt: skip
+    group.add_argument(
+        '--fit-parameters', type=positive, metavar='N',
+        help='with --from-saved and weights reset: as many channels as come nearest to N '
+        'parameters, in the saved wiring (networks with an option channels: dagnet)',
     )  # fmt: skip
 
 
@@ -148,6 +158,10 @@ def _run(parser):
     group.add_argument('--seed', type=int, default=42)
     group.add_argument('--log-interval', type=int, default=50, metavar='N', help='batches')
     group.add_argument('--checkpoint-hist', type=int, default=2, metavar='N')
+    group.add_argument(
+        '--save', choices=('best', 'last'), default='best',
+        help='whose weights are saved as model/: best evaluation top-1, or last epoch',
+    )  # fmt: skip
     group.add_argument('--no-tensorboard', action='store_true')
 
 
@@ -156,6 +170,15 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f'must be a whole number from 1 on, got {text!r}')
     return int(text)
+
+
+def labelled(text: str) -> tuple[str, str]:
+    """``'LABEL=FOLDER'`` as a pair; of a folder alone, its name is the label (not ``model``)."""
+    label, _, folder = text.partition('=')
+    if label and folder and '/' not in label:
+        return label, folder
+    path = Path(text)
+    return (path.parent.name if path.name == 'model' and path.parent.name else path.name), text
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

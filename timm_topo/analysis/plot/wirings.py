@@ -1,20 +1,12 @@
-"""Pictures of wirings, edge weights and training (TopoNet, Fig. 2, 3 and 5).
+"""Wirings and their edge weights (TopoNet, Fig. 2 and 3)."""
 
-The only module that needs matplotlib. Every function takes plain data and returns a
-``matplotlib.figure.Figure`` of its own: no display, no pyplot, no global state. Whatever colour
-tells, a position, line style, hatch or mark tells too.
-"""
-
-import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import wraps
 from itertools import combinations
 from typing import Any
 
 import numpy as np
-from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import PolyCollection
@@ -25,45 +17,24 @@ from matplotlib.patches import Patch, PathPatch
 from matplotlib.path import Path
 from matplotlib.ticker import MaxNLocator
 
-from ..wiring import Wiring
+from ...wiring import Wiring
+from .style import (
+    FAINT,
+    INK,
+    NEGATIVE,
+    POSITIVE,
+    check_series,
+    columns_for,
+    finite_vector,
+    limit_of,
+    styled,
+)
 
-__all__ = ['Panel', 'adjacency', 'curves', 'graph', 'graphs', 'to_svg', 'weight_histogram']
-
-_STYLE = {
-    'font.size': 9,
-    'axes.titlesize': 10,
-    'axes.edgecolor': '#5a6068',
-    'axes.spines.top': False,
-    'axes.spines.right': False,
-    'figure.constrained_layout.use': True,
-    'hatch.linewidth': 0.5,
-    'legend.frameon': False,
-    'lines.markersize': 4,
-    'svg.hashsalt': 'timm_topo',  # fixed, so that the same figure has the same bytes
-}
-_POSITIVE, _NEGATIVE, _INK, _FAINT = '#b2182b', '#2166ac', '#1c1e21', '#c4c8cd'
 _HATCH = '#7d848c'
+_LEVELS = ('white', '#dfe6ee', '#bccbdc', '#9bb2cb')  # nodes, resolution by resolution
 _ARC = (Path.MOVETO, Path.CURVE4, Path.CURVE4, Path.CURVE4)
 _COLOURS = 'RdBu_r'  # red positive, blue negative, white 0; as dark at both ends
 _FLAT = 0.05  # negative weights below this share of the scale get no minus sign
-#: Colour (Okabe and Ito), line and marker of the n-th series.
-_LOOKS = (
-    ('#0072b2', '-', 'o'),
-    ('#d55e00', '--', 's'),
-    ('#009e73', '-.', '^'),
-    ('#cc79a7', ':', 'D'),
-    ('#5a6068', (0, (7, 2)), 'v'),
-    ('#e69f00', (0, (1, 3)), 'P'),
-)
-_NAMES = {
-    'train_loss': 'training loss',
-    'train_task_loss': 'training loss without L1',
-    'train_sparsity': 'L1 of the edge weights',
-    'eval_loss': 'evaluation loss',
-    'eval_top1': 'evaluation top-1 (%)',
-    'eval_top5': 'evaluation top-5 (%)',
-    'lr': 'learning rate',
-}
 
 
 @dataclass(frozen=True)
@@ -78,42 +49,28 @@ class Panel:
         wiring: N nodes, E >= 1 edges.
         weights: ``(E,)`` in the order of ``wiring.edges``: a sequence, array or tensor.
         labels: ``(N,)`` names of the nodes, such as their ids before pruning; their ids by default.
+        levels: ``(N,)`` ascending, the resolution of each node: nodes of later ones are drawn
+            darker, with a line between. None: one resolution.
 
     Raises:
-        ValueError: No edge, a wrong number of weights or labels, or a weight that is not finite.
+        ValueError: No edge, a wrong number of weights, labels or levels, or a weight that is not
+            finite.
     """
 
     title: str
     wiring: Wiring
     weights: Any
     labels: Sequence | None = None
+    levels: Sequence[int] | None = None
 
     def __post_init__(self):
+        if self.levels is not None and len(self.levels) != self.wiring.num_nodes:
+            raise ValueError(f'{self.wiring} needs as many levels as nodes, got {len(self.levels)}')
         object.__setattr__(self, 'weights', _edge_vector(self.wiring, self.weights))
         object.__setattr__(self, 'labels', _node_labels(self.wiring, self.labels))
 
 
-def _styled(draw: Callable) -> Callable:
-    """Run with our style over matplotlib's defaults, whatever the user's settings are."""
-
-    @wraps(draw)
-    def wrapper(*args, **kwargs):
-        with style.context(['default', _STYLE]):
-            return draw(*args, **kwargs)
-
-    return wrapper
-
-
-@_styled
-def to_svg(fig: Figure) -> str:
-    """SVG text of a figure, transparent; figures drawn from the same input have the same text."""
-    buffer = io.StringIO()
-    nothing = dict.fromkeys(('Date', 'Creator', 'Format', 'Type'))
-    fig.savefig(buffer, format='svg', transparent=True, metadata=nothing)
-    return buffer.getvalue()
-
-
-@_styled
+@styled
 def adjacency(
     panels: Sequence[Panel],
     columns: int | None = None,
@@ -139,12 +96,12 @@ def adjacency(
     panels = list(panels)
     if not panels:
         raise ValueError('adjacency needs at least one Panel, got none')
-    columns = _columns(len(panels)) if columns is None else columns
+    columns = columns_for(len(panels)) if columns is None else columns
     if columns < 1:
         raise ValueError(f'columns must be at least 1, got {columns}')
     rows = math.ceil(len(panels) / columns)
     largest = max(np.abs(panel.weights).max() for panel in panels)
-    norm = Normalize(-_limit(limit, largest), _limit(limit, largest))
+    norm = Normalize(-limit_of(limit, largest), limit_of(limit, largest))
     side = min(3.0, 9.0 / columns)
     fig = Figure(figsize=(columns * side + 1.0, rows * (side + 0.25) + 0.3))
     grid = fig.subplots(rows, columns, squeeze=False)
@@ -168,13 +125,13 @@ def _draw_matrix(axes: Axes, panel: Panel, norm: Normalize, side: float) -> None
     n, wiring = panel.wiring.num_nodes, panel.wiring
     hatched = dict(facecolor='none', edgecolor=_HATCH, hatch='/////', linewidth=0)
     axes.add_collection(PolyCollection(_cells(_absent(wiring)), label='absent', **hatched))
-    coloured = dict(array=panel.weights, norm=norm, cmap=_COLOURS, edgecolor=_FAINT, linewidth=0.4)
+    coloured = dict(array=panel.weights, norm=norm, cmap=_COLOURS, edgecolor=FAINT, linewidth=0.4)
     axes.add_collection(PolyCollection(_cells(wiring.edges), label='edges', **coloured))
     for dark in (False, True):
         marked = _marked(panel, norm) & ((panel.weights < -0.6 * norm.vmax) == dark)
         source, target = np.array(wiring.edges)[marked].T
         size = min(36 * side / n, 9)  # half a cell, in points
-        colour = 'white' if dark else _INK
+        colour = 'white' if dark else INK
         look = dict(s=size**2, marker='_', linewidth=0.9, color=colour)
         axes.scatter(source, target, label='minus', **look)
     step = math.ceil(n / (3 * side))
@@ -189,7 +146,7 @@ def _matrix_key(fig: Figure, panels: list[Panel], norm: Normalize) -> None:
     """Explain minus signs and hatches, where there are any."""
     key = {}
     if any(_marked(panel, norm).any() for panel in panels):
-        key['negative'] = Line2D([], [], color=_INK, marker='_', linestyle='none', markersize=7)
+        key['negative'] = Line2D([], [], color=INK, marker='_', linestyle='none', markersize=7)
     if any(_absent(panel.wiring) for panel in panels):
         key['no edge'] = Patch(facecolor='none', edgecolor=_HATCH, hatch='/////', linewidth=0.5)
     if key:
@@ -212,7 +169,7 @@ def _cells(edges: Sequence[tuple[int, int]]) -> list:
     return [corners + edge for edge in edges]
 
 
-@_styled
+@styled
 def graph(
     wiring: Wiring,
     weights: Any,
@@ -240,7 +197,7 @@ def graph(
     return _draw_graphs([Panel(title, wiring, weights, labels)], 1, limit, quantity)
 
 
-@_styled
+@styled
 def graphs(
     panels: Sequence[Panel],
     columns: int | None = None,
@@ -261,7 +218,7 @@ def graphs(
     panels = list(panels)
     if not panels:
         raise ValueError('graphs needs at least one Panel, got none')
-    columns = _columns(len(panels)) if columns is None else columns
+    columns = columns_for(len(panels)) if columns is None else columns
     if columns < 1:
         raise ValueError(f'columns must be at least 1, got {columns}')
     return _draw_graphs(panels, columns, limit, quantity)
@@ -270,7 +227,7 @@ def graphs(
 def _draw_graphs(
     panels: Sequence[Panel], columns: int, limit: float | None, quantity: str
 ) -> Figure:
-    limit = _limit(limit, max(np.abs(panel.weights).max() for panel in panels))
+    limit = limit_of(limit, max(np.abs(panel.weights).max() for panel in panels))
     rows, nodes = math.ceil(len(panels) / columns), max(p.wiring.num_nodes for p in panels)
     fig = Figure()
     grid = fig.subplots(rows, columns, squeeze=False).flat
@@ -303,7 +260,7 @@ def _edge_look(weight: float, limit: float) -> dict:
     """Red and solid, or blue and dashed; wide and opaque as |weight| nears ``limit``."""
     strength = min(abs(weight) / limit, 1)
     return dict(
-        color=(*to_rgb(_POSITIVE if weight >= 0 else _NEGATIVE), 0.1 + 0.9 * strength),
+        color=(*to_rgb(POSITIVE if weight >= 0 else NEGATIVE), 0.1 + 0.9 * strength),
         linewidth=0.4 + 3.2 * strength,
         linestyle='-' if weight >= 0 else (0, (3, 1.2)),
     )
@@ -329,15 +286,19 @@ def _draw_arcs(axes: Axes, panel: Panel, edges, limit: float, prefix: str) -> fl
 
 def _draw_nodes(axes: Axes, panel: Panel, prefix: str) -> None:
     dead, last = set(panel.wiring.dead_nodes()), panel.wiring.num_nodes - 1
+    levels = panel.levels or [0] * panel.wiring.num_nodes
     for node, label in enumerate(panel.labels):
         end = node in (0, last)
+        if node and levels[node] > levels[node - 1]:
+            axes.axvline(node - 0.5, color=FAINT, linewidth=0.9, linestyle=(0, (2, 2)), zorder=0)
+        fill = _LEVELS[min(levels[node], len(_LEVELS) - 1)]
         axes.scatter(
             node, 0, s=200, marker='s' if end else 'o', zorder=3, gid=f'{prefix}node-{node}',
-            facecolor=_INK if end and node not in dead else 'white',
-            edgecolor=_FAINT if node in dead else _INK,
+            facecolor=INK if end and node not in dead else 'white' if node in dead else fill,
+            edgecolor=FAINT if node in dead else INK,
             linestyle='--' if node in dead else '-',
         )  # fmt: skip
-        colour = '#767c84' if node in dead else 'white' if end else _INK
+        colour = '#767c84' if node in dead else 'white' if end else INK
         axes.text(
             node, 0, label, color=colour, fontsize=7.5, ha='center', va='center_baseline',
             zorder=4, parse_math=False,
@@ -346,7 +307,7 @@ def _draw_nodes(axes: Axes, panel: Panel, prefix: str) -> None:
     axes.text(last + 0.6, 0, 'output', ha='left', va='center_baseline')
 
 
-@_styled
+@styled
 def weight_histogram(
     series: Mapping[str, Any], magnitude: bool = True, bins: int = 31, title: str = ''
 ) -> Figure:
@@ -361,8 +322,8 @@ def weight_histogram(
     Raises:
         ValueError: No or too many series, a series that is empty or not finite, or ``bins`` < 1.
     """
-    values = {label: _vector(w, f'series {label!r}') for label, w in series.items()}
-    _check_series(values, 'weight_histogram')
+    values = {label: finite_vector(w, f'series {label!r}') for label, w in series.items()}
+    check_series(values, 'weight_histogram')
     if bins < 1:
         raise ValueError(f'bins must be at least 1, got {bins}')
     top = max(np.abs(v).max() for v in values.values()) or 1.0
@@ -371,7 +332,7 @@ def weight_histogram(
     grid = fig.subplots(len(values), sharex=True, sharey=True, squeeze=False)[:, 0]
     for axes, (label, vector) in zip(grid, values.items()):
         counts, _ = np.histogram(np.abs(vector) if magnitude else vector, edges)
-        axes.stairs(counts, edges, fill=True, facecolor='#8fb4d9', edgecolor=_INK, linewidth=0.7)
+        axes.stairs(counts, edges, fill=True, facecolor='#8fb4d9', edgecolor=INK, linewidth=0.7)
         axes.text(
             0.99, 0.94, f'{label}\n{len(vector)} edges', transform=axes.transAxes,
             ha='right', va='top', parse_math=False,
@@ -383,114 +344,8 @@ def weight_histogram(
     return fig
 
 
-@_styled
-def curves(
-    runs: Mapping[str, Sequence[Mapping]],
-    keys: Sequence[str],
-    x: str = 'epoch',
-    names: Mapping[str, str] | None = None,
-) -> Figure:
-    """One small plot per key, one line per run.
-
-    Args:
-        runs: Rows by label, at most 6 runs; a row maps columns to numbers or to text as
-            ``csv.DictReader`` gives it. Empty and not finite values leave a gap.
-        keys: Columns to plot. A run without a column is missing from that plot.
-        x: Column of the horizontal axis.
-        names: Axis labels by column, over the built-in ones.
-
-    Raises:
-        ValueError: No or too many runs, a run without rows, no keys, a column that no run has, a
-            row without ``x``, or text that is not a number.
-    """
-    runs = {label: list(rows) for label, rows in runs.items()}
-    _check_series(runs, 'curves')
-    if not keys:
-        raise ValueError('curves needs at least one key, got none')
-    columns = _columns(len(keys))
-    rows = math.ceil(len(keys) / columns)
-    names = {**_NAMES, **(names or {})}
-    fig = Figure(figsize=(3.2 * columns + 0.4, 2.5 * rows + 0.4))
-    grid = fig.subplots(rows, columns, squeeze=False)
-    for axes, key in zip(grid.flat, keys):
-        _draw_curves(axes, runs, key, x)
-        axes.set_xlabel(names.get(x, x), parse_math=False)
-        axes.set_title(names.get(key, key.replace('_', ' ')), parse_math=False)
-    for axes in grid.flat[len(keys) :]:
-        axes.set_axis_off()
-    handles = [Line2D([], [], color=c, linestyle=s, marker=m) for c, s, m in _LOOKS]
-    legend = fig.legend(
-        handles[: len(runs)],
-        list(runs),
-        loc='outside upper center',
-        ncols=min(len(runs), 3),
-        handlelength=3.5,
-    )
-    for text in legend.get_texts():
-        text.set_parse_math(False)
-    return fig
-
-
-def _draw_curves(axes: Axes, runs: Mapping[str, list], key: str, x: str) -> None:
-    known = sorted({column for rows in runs.values() for row in rows for column in row})
-    for column in (x, key):
-        if column not in known:
-            raise ValueError(f'no run has a column {column!r}; there are: {", ".join(known)}')
-    for (label, rows), (colour, line, marker) in zip(runs.items(), _LOOKS):
-        if not any(key in row for row in rows):
-            continue
-        if missing := [i for i, row in enumerate(rows) if x not in row]:
-            raise ValueError(f'row {missing[0]} of run {label!r} has no column {x!r}')
-        step = max(1, len(rows) // 8)  # between markers; the last row has one
-        axes.plot(
-            [_number(row[x], x) for row in rows],
-            [_number(row.get(key), key) for row in rows],
-            color=colour, linestyle=line, marker=marker, markevery=((len(rows) - 1) % step, step),
-        )  # fmt: skip
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=x == 'epoch'))
-    axes.grid(axis='y', color='#e3e5e8', linewidth=0.8)
-
-
-def _number(value: Any, column: str) -> float:
-    """A finite float, or NaN for a gap."""
-    if value is None or value == '':
-        return math.nan
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise ValueError(f'column {column!r} holds {value!r}, which is not a number') from None
-    return number if math.isfinite(number) else math.nan
-
-
-def _columns(count: int) -> int:
-    """Small plots per row."""
-    return 2 if count == 4 else min(count, 3)
-
-
-def _check_series(series: Mapping, name: str) -> None:
-    if not 1 <= len(series) <= len(_LOOKS):
-        raise ValueError(f'{name} shows 1 to {len(_LOOKS)} series, got {len(series)}')
-    for label, values in series.items():
-        if len(values) == 0:
-            raise ValueError(f'{label!r} is empty')
-
-
-def _vector(weights: Any, what: str) -> np.ndarray:
-    """A finite float array ``(E,)`` from a sequence, array or tensor."""
-    if hasattr(weights, 'detach'):
-        weights = weights.detach().float().cpu().numpy()
-    vector = np.asarray(weights, dtype=float)
-    if vector.ndim != 1:
-        raise ValueError(f'{what} needs weights of shape (E,), got {vector.shape}')
-    if not np.isfinite(vector).all():
-        raise ValueError(
-            f'{what} has {int((~np.isfinite(vector)).sum())} weights that are NaN or inf'
-        )
-    return vector
-
-
 def _edge_vector(wiring: Wiring, weights: Any) -> np.ndarray:
-    vector = _vector(weights, str(wiring))
+    vector = finite_vector(weights, str(wiring))
     if wiring.num_edges == 0:
         raise ValueError(f'{wiring} has no edge to show')
     if len(vector) != wiring.num_edges:
@@ -503,11 +358,3 @@ def _node_labels(wiring: Wiring, labels: Sequence | None) -> list[str]:
     if len(names) != wiring.num_nodes:
         raise ValueError(f'{wiring} needs {wiring.num_nodes} node labels, got {len(names)}')
     return names
-
-
-def _limit(limit: float | None, largest: float) -> float:
-    if limit is None:
-        return float(largest) or 1.0
-    if not (math.isfinite(limit) and limit > 0):
-        raise ValueError(f'limit must be finite and positive, got {limit}')
-    return float(limit)

@@ -1,0 +1,307 @@
+"""What a wiring is like, as a graph (Janik & Nowak, 2020, Tables 1 and 2; Fig. 5 and 6).
+
+Functions on any acyclic ``networkx.DiGraph`` between a source s and a target t; by default the
+smallest and the largest node, input and output of a :class:`timm_topo.wiring.Wiring`.
+"""
+
+import importlib
+import math
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+
+import networkx as nx
+import numpy as np
+
+from ..stages import CrossStageGraph, GraphStage
+from ..wiring import Wiring
+
+__all__ = [
+    'CHARACTERISTICS',
+    'FEATURES',
+    'characteristics',
+    'edge_connectivity',
+    'embed',
+    'is_quasi_1d',
+    'ln_communicability',
+    'log_paths',
+    'max_path',
+    'mean_degree',
+    'mean_path',
+    'path_counts',
+    'pca_elongation',
+    'similarity',
+    'sparsity',
+    'stage_characteristics',
+    'stage_sizes',
+]
+
+
+def _sklearn(module: str):
+    try:
+        return importlib.import_module(f'sklearn.{module}')
+    except ImportError as error:
+        raise ImportError(f'{error}: pip install timm-topo[analysis]') from None
+
+
+def _ends(graph: nx.DiGraph, source, target):
+    if not graph.is_directed():
+        raise ValueError(f'a networkx.DiGraph is needed, got {type(graph).__name__}')
+    if len(graph) < 2:
+        raise ValueError(f'a graph with input and output is needed, got {len(graph)} nodes')
+    source = min(graph) if source is None else source
+    target = max(graph) if target is None else target
+    for node in (source, target):
+        if node not in graph:
+            raise ValueError(f'the graph has no node {node!r}')
+    return source, target
+
+
+def path_counts(graph: nx.DiGraph, source=None, target=None) -> dict[int, int]:
+    """Number of paths from s to t by length in edges, exact whatever its size.
+
+    Raises:
+        ValueError: No directed graph, a cycle, or no such node.
+
+    >>> path_counts(nx.DiGraph([(0, 1), (0, 2), (1, 2)]))
+    {1: 1, 2: 1}
+    """
+    source, target = _ends(graph, source, target)
+    if not nx.is_directed_acyclic_graph(graph):
+        raise ValueError('the graph has a cycle, and paths without end')
+    ways = {node: {} for node in graph}  # to each node from s, by length
+    ways[source] = {0: 1}
+    for node in nx.topological_sort(graph):
+        for successor in graph.successors(node):
+            for length, count in ways[node].items():
+                ways[successor][length + 1] = ways[successor].get(length + 1, 0) + count
+    return dict(sorted(ways[target].items()))
+
+
+def _some_paths(graph: nx.DiGraph, source, target) -> dict[int, int]:
+    counts = path_counts(graph, source, target)
+    if not counts:
+        source, target = _ends(graph, source, target)
+        raise ValueError(f'no path leads from {source!r} to {target!r}')
+    return counts
+
+
+def log_paths(graph: nx.DiGraph, source=None, target=None) -> float:
+    """Natural logarithm of the number of paths from s to t.
+
+    Raises:
+        ValueError: As for :func:`path_counts`, or no path.
+    """
+    return math.log(sum(_some_paths(graph, source, target).values()))
+
+
+def mean_path(graph: nx.DiGraph, source=None, target=None) -> float:
+    """Mean length of the paths from s to t, in edges.
+
+    Raises:
+        ValueError: As for :func:`log_paths`.
+    """
+    counts = _some_paths(graph, source, target)
+    return float(Fraction(sum(n * count for n, count in counts.items()), sum(counts.values())))
+
+
+def max_path(graph: nx.DiGraph, source=None, target=None) -> int:
+    """Length of the longest path from s to t, in edges.
+
+    Raises:
+        ValueError: As for :func:`log_paths`.
+    """
+    return max(_some_paths(graph, source, target))
+
+
+def ln_communicability(graph: nx.DiGraph, source=None, target=None) -> float:
+    """ln exp(A + A^T)[s, t]: walks between s and t in either direction (Estrada & Hatano, 2008).
+
+    A walk of k steps counts 1 / k!. Minus infinity where s and t are in separate components.
+
+    Raises:
+        ValueError: No directed graph, or no such node.
+    """
+    source, target = _ends(graph, source, target)
+    either_way = graph.to_undirected()
+    if not nx.has_path(either_way, source, target):
+        return -math.inf
+    return math.log(nx.communicability_exp(either_way)[source][target])
+
+
+def edge_connectivity(graph: nx.DiGraph, source=None, target=None) -> int:
+    """Least number of edges without which no path leads from s to t.
+
+    Raises:
+        ValueError: No directed graph, or no such node.
+    """
+    return nx.edge_connectivity(graph, *_ends(graph, source, target))
+
+
+def mean_degree(graph: nx.DiGraph) -> float:
+    """Mean number of edges at a node, in and out: 2 E / V."""
+    return 2 * graph.number_of_edges() / graph.number_of_nodes()
+
+
+def pca_elongation(graph: nx.DiGraph) -> float:
+    """How long and thin the graph is drawn, from 0 (round) to 1 (a line).
+
+    2 r - 1, with r the share of the first principal component in the variance of the nodes' places
+    in the plane by Kamada & Kawai, edges of length one, directions ignored.
+
+    Raises:
+        ImportError: scikit-learn is missing.
+        ValueError: Fewer than two nodes.
+    """
+    if len(graph) < 2:
+        raise ValueError(f'a layout needs at least 2 nodes, got {len(graph)}')
+    places = nx.kamada_kawai_layout(graph.to_undirected(), weight=None)
+    shares = _sklearn('decomposition').PCA().fit(list(places.values())).explained_variance_ratio_
+    return float(2 * shares[0] - 1)
+
+
+def is_quasi_1d(graph: nx.DiGraph, source=None, target=None) -> bool:
+    """Whether the graph is quasi-1-dimensional: elongated, and not cut by one edge (Eq. 3).
+
+    Raises:
+        ValueError: As for :func:`edge_connectivity`.
+    """
+    return pca_elongation(graph) > 0.25 and edge_connectivity(graph, source, target) > 1
+
+
+def sparsity(num_edges: int, *num_nodes: int) -> float:
+    """Share of the edges of the complete graph that are gone: 1 - E / (N (N - 1) / 2).
+
+    Args:
+        num_edges: E, edges that are left.
+        num_nodes: N, nodes of the complete graph, or of several of them; 0 is returned where they
+            have no edge.
+    """
+    possible = sum(math.comb(n, 2) for n in num_nodes)
+    return 1 - num_edges / possible if possible else 0.0
+
+
+#: By name, the functions of Table 2.
+CHARACTERISTICS = {
+    function.__name__: function
+    for function in (
+        log_paths,
+        mean_path,
+        max_path,
+        ln_communicability,
+        edge_connectivity,
+        mean_degree,
+        pca_elongation,
+    )
+}
+
+
+def characteristics(graph: nx.DiGraph | Wiring) -> dict[str, float]:
+    """Table 2 of one graph: every function of :data:`CHARACTERISTICS`, by name.
+
+    Raises:
+        ValueError: As for them.
+    """
+    if isinstance(graph, Wiring):
+        graph = graph.to_networkx()
+    return {name: function(graph) for name, function in CHARACTERISTICS.items()}
+
+
+def stage_sizes(stage: GraphStage) -> dict[str, float]:
+    """Table 1 of one graph of a network, pruned or not.
+
+    Returns:
+        ``edges``, ``sparsity``, ``nodes``; for a graph over several resolutions ``sparsity_0``...
+        within each of its stages and ``nodes_0``... Sparsity compares with the complete graph on
+        the nodes that there were before pruning.
+    """
+    wiring = stage.wiring
+    before = stage.node_ids[-1] + 1
+    row = {
+        'edges': wiring.num_edges,
+        'sparsity': sparsity(wiring.num_edges, before),
+        'nodes': wiring.num_nodes,
+    }
+    if isinstance(stage, CrossStageGraph):
+        for level in range(stage.levels[-1] + 1):
+            inside = [s for s, t in wiring.edges if stage.levels[s] == stage.levels[t] == level]
+            size = before // (stage.levels[-1] + 1)
+            row[f'sparsity_{level}'] = sparsity(len(inside), size)
+            row[f'nodes_{level}'] = stage.levels.count(level)
+    return row
+
+
+def stage_characteristics(stage: GraphStage) -> dict[str, float]:
+    """Tables 1 and 2: :func:`stage_sizes`, :func:`characteristics` and ``quasi_1d``, 0 or 1."""
+    graph = stage.wiring.to_networkx()
+    return {
+        **stage_sizes(stage),
+        **characteristics(graph),
+        'quasi_1d': int(is_quasi_1d(graph)),
+    }
+
+
+#: What networks are compared by: all of Tables 1 and 2 but the number of parameters.
+FEATURES = ('sparsity', 'nodes', *CHARACTERISTICS)
+
+
+def _standardised(rows: Sequence[Mapping[str, float]], features: Sequence[str]) -> np.ndarray:
+    if len(rows) < 2:
+        raise ValueError(f'networks are compared with one another, got {len(rows)}')
+    missing = [name for name in features if any(name not in row for row in rows)]
+    if missing or not features:
+        raise ValueError(f'not every network has {", ".join(missing) or "any feature"}')
+    values = np.array([[float(row[name]) for name in features] for row in rows])
+    if not np.isfinite(values).all():
+        raise ValueError('a feature is not finite: networks must lead from input to output')
+    return _sklearn('preprocessing').StandardScaler().fit_transform(values)
+
+
+def similarity(
+    rows: Sequence[Mapping[str, float]], features: Sequence[str] = FEATURES
+) -> np.ndarray:
+    """Pairwise similarity of n networks, ``(n, n)`` from 0 to 1 (Fig. 5).
+
+    The radial basis function exp(-|x - y|^2 / F) of their F features, standardised over the
+    networks, a feature that is the same everywhere counting nothing.
+
+    Args:
+        rows: As from :func:`stage_characteristics`.
+        features: Which of them count.
+
+    Raises:
+        ValueError: Fewer than two networks, a missing feature, or one that is not finite.
+    """
+    return _sklearn('metrics').pairwise.rbf_kernel(_standardised(rows, features))
+
+
+def embed(
+    rows: Sequence[Mapping[str, float]],
+    method: str = 'pca',
+    features: Sequence[str] = FEATURES,
+    seed: int = 0,
+) -> np.ndarray:
+    """Networks as points in the plane, ``(n, 2)``, similar ones near each other (Fig. 6).
+
+    Args:
+        rows: As for :func:`similarity`.
+        method: ``'pca'``, or ``'umap'`` as in the paper, which needs umap-learn and at least 4
+            networks.
+        features: Which of them count.
+        seed: Of UMAP.
+
+    Raises:
+        ImportError: scikit-learn, or umap-learn where it is asked for, is missing.
+        ValueError: Another method, too few networks, or as for :func:`similarity`.
+    """
+    points = _standardised(rows, features)
+    if method == 'pca':
+        return _sklearn('decomposition').PCA(2).fit_transform(points)
+    if method != 'umap':
+        raise ValueError(f"method must be 'pca' or 'umap', got {method!r}")
+    if len(points) < 4:
+        raise ValueError(f'UMAP needs at least 4 networks, got {len(points)}')
+    try:
+        from umap import UMAP
+    except ImportError:
+        raise ImportError('UMAP is missing: pip install umap-learn, or use pca') from None
+    return UMAP(n_neighbors=min(15, len(points) - 1), random_state=seed).fit_transform(points)

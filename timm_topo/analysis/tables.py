@@ -1,0 +1,68 @@
+"""Rows of numbers: CSV files that are never half written, means over networks, text."""
+
+import csv
+import os
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+__all__ = ['group', 'mean_and_spread', 'read_csv', 'text_table', 'write_csv']
+
+
+def write_csv(path: str | Path, rows: Sequence[Mapping]) -> Path:
+    """Write rows, with all their columns in the order of appearance; a missing value is empty."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    part = path.with_name(f'.{path.name}.part')
+    with open(part, 'w', encoding='utf-8', newline='') as file:
+        writer = csv.DictWriter(file, columns, lineterminator='\n')
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(part, path)
+    return path
+
+
+def read_csv(path: str | Path) -> list[dict[str, str]]:
+    """Rows as text.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: A row is cut short.
+    """
+    with open(path, encoding='utf-8', newline='') as file:
+        rows = list(csv.DictReader(file))
+    for number, row in enumerate(rows, start=2):
+        if None in row or None in row.values():
+            raise ValueError(f'{path}, line {number}: {len(row)} columns in the head, not here')
+    return rows
+
+
+def group(rows: Sequence[Mapping], column: str) -> dict[str, list[Mapping]]:
+    """Rows by the value of a column, in order of appearance."""
+    groups = {}
+    for row in rows:
+        groups.setdefault(row[column], []).append(row)
+    return groups
+
+
+def mean_and_spread(values: Sequence[float], digits: int = 2) -> str:
+    """``'1.50 +- 0.71'``: mean and standard deviation of the sample; of one value itself.
+
+    >>> mean_and_spread([1, 2]), mean_and_spread([3.14159], digits=3)
+    ('1.50 ± 0.71', '3.142')
+    """
+    mean = statistics.fmean(values)
+    if len(values) == 1:
+        return f'{mean:.{digits}f}'
+    return f'{mean:.{digits}f} ± {statistics.stdev(values):.{digits}f}'
+
+
+def text_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns of text, the first to the left, the others to the right."""
+    table = [list(map(str, row)) for row in (head, *rows)]
+    widths = [max(map(len, column)) for column in zip(*table)]
+    return '\n'.join(
+        '  '.join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
+        for row in table
+    )
