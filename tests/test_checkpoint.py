@@ -94,7 +94,7 @@ def half_pruned(model: nn.Module) -> nn.Module:
     return smaller
 
 
-# -- there and back -----------------------------------------------------------------------------
+# -- there and back -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('rule', RULES)
@@ -209,7 +209,7 @@ def test_names_of_classes_and_preprocessing_are_kept(tiny, tmp_path):
     assert tuple(loaded.pretrained_cfg['mean']) == (0.1, 0.2, 0.3)
 
 
-# -- loading with other options -----------------------------------------------------------------
+# -- loading with other options -------------------------------------------------------------------
 
 
 def test_another_number_of_classes_keeps_everything_but_the_classifier(saved):
@@ -263,7 +263,7 @@ def test_an_unknown_option_is_refused(saved):
         load(saved[1], num_clases=3)
 
 
-# -- saving is all or nothing -------------------------------------------------------------------
+# -- saving is all or nothing ---------------------------------------------------------------------
 
 
 def test_parents_are_made_and_the_folder_is_returned(tiny, tmp_path):
@@ -378,7 +378,7 @@ def test_a_rule_without_a_name_cannot_be_saved(tiny, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-# -- what cannot be loaded ----------------------------------------------------------------------
+# -- what cannot be loaded ------------------------------------------------------------------------
 
 
 def assert_refused(folder: Path, error: type, match: str) -> None:
@@ -461,7 +461,7 @@ def test_weights_of_another_wiring_are_refused(saved, tiny, tmp_path):
     assert_refused(saved[1], ValueError, 'the weights do not fit the network')
 
 
-# -- checkpoints --------------------------------------------------------------------------------
+# -- checkpoints ----------------------------------------------------------------------------------
 
 
 def weights() -> dict[str, torch.Tensor]:

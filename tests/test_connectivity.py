@@ -10,6 +10,8 @@ from typing import Optional
 import pytest
 import timm
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
@@ -22,7 +24,7 @@ from timm_topo.connectivity import (
     register_connectivity,
     undecayed_parameters,
 )
-from timm_topo.generators import complete
+from timm_topo.generators import complete, random, sequential
 from timm_topo.stages import GraphStage
 from timm_topo.wiring import Wiring
 
@@ -161,7 +163,7 @@ def open_stage(stage: GraphStage, x: Tensor) -> Tensor:
     return features[last]
 
 
-# -- the shared rule tests ----------------------------------------------------------------------
+# -- the shared rule tests ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('rule', RULES)
@@ -316,7 +318,7 @@ def test_the_edge_weights_of_a_rule_are_not_decayed(rule):
     assert undecayed_parameters(stage) == set()
 
 
-# -- the toys in a model ------------------------------------------------------------------------
+# -- the toys in a model --------------------------------------------------------------------------
 
 
 def toy_model(rule: str) -> nn.Module:
@@ -367,7 +369,7 @@ def test_a_class_that_is_not_registered_serves_as_well():
         connectivity_spec(model.stages[0].connectivity)
 
 
-# -- the built-in rules -------------------------------------------------------------------------
+# -- the built-in rules ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -414,7 +416,7 @@ def test_fixed_weights_are_given_saved_and_not_trained():
     assert connectivity.edge_weights().any(), 'the rule must own its values'
 
 
-# -- bad input ----------------------------------------------------------------------------------
+# -- bad input ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -460,3 +462,99 @@ def test_select_needs_one_index_per_edge():
 def test_the_contract_itself_answers_nothing(ask):
     with pytest.raises(NotImplementedError, match=r'^$'):
         ask(Connectivity(complete(3)))
+
+
+# -- sole in-edges --------------------------------------------------------------------------------
+
+LEARNED = ['alpha', 'sigmoid', 'tanh']
+
+
+def without_soles(rule: str, wiring: Wiring) -> Connectivity:
+    """A rule that weighs no sole in-edge, with different values everywhere."""
+    connectivity = build_connectivity({'name': rule, 'weigh_sole': False}, wiring)
+    with torch.no_grad():
+        connectivity.alpha.uniform_(0.1, 0.9)
+        connectivity.constant.uniform_(0.1, 0.9)
+    return connectivity
+
+
+@pytest.mark.parametrize('rule', LEARNED)
+@given(n=st.integers(2, 9), p=st.floats(0, 1), seed=st.integers(0, 999))
+def test_a_sole_in_edge_has_no_parameter_and_carries_one(rule, n, p, seed):
+    wiring = random(n, p, seed)
+    connectivity = build_connectivity({'name': rule, 'weigh_sole': False}, wiring)
+    soles = [wiring.in_degrees[target] == 1 for _, target in wiring.edges]
+    assert sum(q.numel() for q in connectivity.parameters()) == soles.count(False)
+    initial = build_connectivity(rule, wiring).edge_weights()
+    expected = torch.where(torch.tensor(soles, dtype=torch.bool), 1.0, initial)
+    assert torch.allclose(connectivity.edge_weights(), expected)
+
+
+@pytest.mark.parametrize('rule', LEARNED)
+@given(n=st.integers(2, 9), p=st.floats(0, 1), seed=st.integers(0, 999), data=st.data())
+def test_without_soles_nodes_read_the_weights_that_are_told(rule, n, p, seed, data):
+    wiring = random(n, p, seed)
+    connectivity = without_soles(rule, wiring)
+    weights = connectivity.edge_weights()
+    place = 0
+    for node, degree in enumerate(wiring.in_degrees):
+        start, stop = wiring.in_edges[node]
+        assert torch.allclose(connectivity(node), weights[start:stop])
+        if degree > 1:
+            learned = connectivity.squash(connectivity.alpha[place : place + degree])
+            assert torch.allclose(weights[start:stop], learned)
+            place += degree
+    kept = data.draw(st.lists(st.sampled_from(range(wiring.num_edges)), min_size=1, unique=True))
+    try:
+        smaller, nodes = wiring.subgraph(wiring.edges[e] for e in kept).prune()
+    except ValueError:
+        return
+    index = {edge: e for e, edge in enumerate(wiring.edges)}
+    edges = [index[nodes[s], nodes[t]] for s, t in smaller.edges]
+    connectivity.eval()
+    selected = connectivity.select(smaller, edges)
+    assert torch.allclose(selected.edge_weights(), weights[edges])
+    assert not selected.training
+    again = build_connectivity(connectivity_spec(selected), smaller)
+    again.load_state_dict(selected.state_dict())
+    assert torch.equal(again.edge_weights(), selected.edge_weights())
+    selected.reset_parameters()
+    fresh = build_connectivity({'name': rule, 'weigh_sole': False}, smaller)
+    assert torch.equal(selected.edge_weights(), fresh.edge_weights())
+    assert torch.equal(connectivity.edge_weights(), weights)  # copies, not views
+
+
+def test_weights_frozen_before_are_frozen_after_a_selection():
+    connectivity = without_soles('tanh', WIRING)
+    connectivity.alpha.requires_grad_(False)
+    edges = list(range(WIRING.num_edges))
+    assert not connectivity.select(WIRING, edges).alpha.requires_grad
+    connectivity.alpha.requires_grad_(True)
+    assert connectivity.select(WIRING, edges).alpha.requires_grad
+
+
+def test_a_chain_has_nothing_to_learn():
+    """A parameter of no elements that is never used would stop DistributedDataParallel."""
+    connectivity = build_connectivity({'name': 'tanh', 'weigh_sole': False}, sequential(5))
+    assert connectivity.edge_weights().tolist() == [1.0] * 4
+    assert [p for p in connectivity.parameters() if p.requires_grad] == []
+
+
+@pytest.mark.parametrize('rule', LEARNED)
+def test_files_of_rules_that_weigh_every_edge_are_as_before(rule):
+    assert set(build_connectivity(rule, WIRING).state_dict()) == {'alpha'}
+    state = set(without_soles(rule, WIRING).state_dict())
+    assert state == {'alpha', 'constant'}
+    assert 'weigh_sole' not in connectivity_spec(build_connectivity(rule, WIRING))
+
+
+def test_a_stage_without_soles_can_be_scripted():
+    wiring = Wiring(5, [(0, 1), (0, 2), (1, 2), (2, 3), (3, 4), (0, 4)])
+    stage = make_stage(without_soles('tanh', wiring).double(), wiring)
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    assert torch.allclose(torch.jit.script(stage)(x), dense_stage(stage, x))
+
+
+def test_weigh_sole_is_a_bool():
+    with pytest.raises(TypeError, match="weigh_sole must be True or False, got 'no'"):
+        build_connectivity({'name': 'tanh', 'weigh_sole': 'no'}, WIRING)

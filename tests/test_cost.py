@@ -41,7 +41,7 @@ def hooks_of(model: nn.Module) -> int:
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
 
 
-# -- parameters and multiply-adds ---------------------------------------------------------------
+# -- parameters and multiply-adds -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize('side', [16, 32])
@@ -130,7 +130,7 @@ def test_missing_fvcore_is_named_with_the_extra_that_brings_it(monkeypatch):
         count_flops(tiny(), (3, 16, 16))
 
 
-# -- latency ------------------------------------------------------------------------------------
+# -- latency --------------------------------------------------------------------------------------
 
 
 def two_models() -> dict[str, nn.Module]:

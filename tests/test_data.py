@@ -33,7 +33,7 @@ def labels(dataset) -> list[int]:
     return [label for _, label in dataset]
 
 
-# -- digits -------------------------------------------------------------------------------------
+# -- digits ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope='module')
@@ -100,7 +100,7 @@ def test_digits_need_scikit_learn(monkeypatch):
         load_dataset('digits')
 
 
-# -- idx ----------------------------------------------------------------------------------------
+# -- idx ------------------------------------------------------------------------------------------
 
 
 def idx_bytes(array: np.ndarray) -> bytes:
@@ -182,7 +182,7 @@ def test_idx_with_more_images_than_labels_is_refused(tmp_path):
         load_dataset('idx', tmp_path)
 
 
-# -- strips -------------------------------------------------------------------------------------
+# -- strips ---------------------------------------------------------------------------------------
 
 
 def write_strips(path, images, targets, per_strip=5, seed=0):
@@ -297,7 +297,7 @@ def test_a_split_without_images_is_refused(tmp_path, classes):
         load_dataset('', tmp_path)
 
 
-# -- timm's names -------------------------------------------------------------------------------
+# -- timm's names ---------------------------------------------------------------------------------
 
 
 def test_names_of_torchvision_go_to_timm(tmp_path):
@@ -331,7 +331,7 @@ def test_unknown_names_are_refused_and_the_known_ones_listed(name, tmp_path):
         load_dataset(name, tmp_path)
 
 
-# -- what every name refuses --------------------------------------------------------------------
+# -- what every name refuses ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

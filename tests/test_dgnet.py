@@ -43,7 +43,7 @@ def varied(model: nn.Module) -> nn.Module:
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
-# -- the networks of the paper ------------------------------------------------------------------
+# -- the networks of the paper --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('name', DGNETS)
@@ -212,7 +212,7 @@ def test_a_dgnet_starts_from_a_plain_checkpoint(tmp_path, pretrained):
     assert sum(origin is None for origin in names.values()) == 4 * 3 + 6  # routers, projection
 
 
-# -- what every model does ----------------------------------------------------------------------
+# -- what every model does ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('tau', [0.0, 0.5])
@@ -270,7 +270,7 @@ def test_routers_decay_their_matrix_and_nothing_else():
     assert {name.rpartition('.')[2] for name in spared} == {'bias', 'tau'}
 
 
-# -- surgery on routed graphs -------------------------------------------------------------------
+# -- surgery on routed graphs ---------------------------------------------------------------------
 
 
 def test_mean_weights_are_those_of_the_images():

@@ -69,7 +69,7 @@ def without_exporter(monkeypatch, exported):
     return model
 
 
-# -- what is written ----------------------------------------------------------------------------
+# -- what is written ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('kind', sorted(KINDS))
@@ -140,7 +140,7 @@ def test_the_default_input_has_the_channels_of_the_model(size_shown, tmp_path, r
         export_onnx(tiny(randomise, in_chans=1), tmp_path / 'net.onnx')
 
 
-# -- what is not --------------------------------------------------------------------------------
+# -- what is not ----------------------------------------------------------------------------------
 
 
 def test_a_network_that_computes_something_else_is_refused(without_exporter, tmp_path, randomise):

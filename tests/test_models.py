@@ -55,7 +55,7 @@ def image(model: nn.Module, batch: int = 2) -> Tensor:
     return torch.randn(batch, *model.default_cfg['input_size'])
 
 
-# -- size ---------------------------------------------------------------------------------------
+# -- size -----------------------------------------------------------------------------------------
 
 
 def conv_flops(model: nn.Module, size: Sequence[int]) -> int:
@@ -196,7 +196,7 @@ def test_the_paper_learns_697_alphas_that_start_at_one():
     assert (alphas == 1).all()
 
 
-# -- function -----------------------------------------------------------------------------------
+# -- function -------------------------------------------------------------------------------------
 
 
 def conv_bn(x: Tensor, conv: nn.Conv2d, bn: nn.Module | None, stride: int = 1) -> Tensor:
@@ -367,7 +367,7 @@ def test_named_variants_are_the_rows_of_table_4():
         assert rule(f'toponet_random{p}') == ('FixedConnectivity', 'none', expected)
 
 
-# -- options ------------------------------------------------------------------------------------
+# -- options --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -533,7 +533,7 @@ def test_levels_that_do_not_exist_are_refused(indices, message):
         model.prune_intermediate_layers(indices)
 
 
-# -- features -----------------------------------------------------------------------------------
+# -- features -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('norm', [False, True])
@@ -616,7 +616,7 @@ def test_pruned_levels_leave_a_smaller_model_with_the_same_features(randomise):
     assert torch.equal(model(x), level)
 
 
-# -- tracing, exporting, compiling --------------------------------------------------------------
+# -- tracing, exporting, compiling ----------------------------------------------------------------
 
 
 @pytest.fixture(params=['alpha', 'fixed'])
@@ -661,7 +661,7 @@ def test_compiling_meets_no_graph_break(model):
         torch.testing.assert_close(compiled(x), model(x))
 
 
-# -- optimizers ---------------------------------------------------------------------------------
+# -- optimizers -----------------------------------------------------------------------------------
 
 
 def option_of(optimizer: torch.optim.Optimizer, name: str) -> dict[int, float]:

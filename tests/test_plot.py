@@ -74,7 +74,7 @@ def luminance(colour) -> float:
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
-# -- adjacency -----------------------------------------------------------------------------------
+# -- adjacency ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('wiring', [complete(7), residual(9, 2), SPARSE], ids=str)
@@ -194,7 +194,7 @@ def test_weights_may_be_a_parameter_in_half_precision():
     assert Panel('a', complete(3), alpha).weights.tolist() == [1.0, -2.0, 0.5]
 
 
-# -- graph ---------------------------------------------------------------------------------------
+# -- graph ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('wiring', [complete(26), residual(9, 2), SPARSE], ids=str)
@@ -279,7 +279,7 @@ def test_graph_with_a_common_limit_compares_widths():
     assert one[0, 1].get_linewidth() == two[0, 2].get_linewidth() < two[0, 1].get_linewidth()
 
 
-# -- histogram -----------------------------------------------------------------------------------
+# -- histogram ------------------------------------------------------------------------------------
 
 
 def test_graphs_draw_every_panel_on_one_scale():
@@ -338,7 +338,7 @@ def test_histogram_of_equal_weights_has_one_full_bin():
         assert sorted(counts)[-2:] == [0, 6]
 
 
-# -- curves --------------------------------------------------------------------------------------
+# -- curves ---------------------------------------------------------------------------------------
 
 SUMMARY = 'epoch,train_loss,eval_top1\n0,2.25,12.5\n1,1.5,\n2,nan,80\n3,inf,90\n'
 
@@ -390,7 +390,7 @@ def test_curves_take_another_axis_and_other_names():
     assert fig.axes[0].get_title() == 'top1'
 
 
-# -- all figures ---------------------------------------------------------------------------------
+# -- all figures ----------------------------------------------------------------------------------
 
 
 def small_figures() -> dict:
@@ -444,7 +444,7 @@ def test_figures_need_no_pyplot(monkeypatch):
         to_svg(fig)
 
 
-# -- bad input -----------------------------------------------------------------------------------
+# -- bad input ------------------------------------------------------------------------------------
 
 ROWS = [{'epoch': 0, 'lr': 1}]
 MANY = {str(i): [1.0] for i in range(7)}

@@ -159,7 +159,7 @@ def masked_networks(draw):
     return network(graphs, rules, seed=draw(st.integers(0, 999))), rules, keep
 
 
-# -- the function stays -------------------------------------------------------------------------
+# -- the function stays ---------------------------------------------------------------------------
 
 
 @FEW
@@ -269,7 +269,7 @@ def test_pruning_twice_is_pruning_once_with_both_masks(first, second, seed, data
     assert same_state(twice, once)
 
 
-# -- nodes that starve --------------------------------------------------------------------------
+# -- nodes that starve ----------------------------------------------------------------------------
 
 
 def starved_case() -> tuple[nn.Module, dict[str, Tensor]]:
@@ -311,7 +311,7 @@ def test_a_node_that_nobody_reads_goes_without_difference():
     assert 'exact: only dead parts went' in str(report)
 
 
-# -- what gets smaller --------------------------------------------------------------------------
+# -- what gets smaller ----------------------------------------------------------------------------
 
 
 def test_parameters_and_multiplications_go_down():
@@ -336,7 +336,7 @@ def test_surviving_nodes_keep_their_own_weights():
         assert same_state(model.stages[0].nodes[old - 1], pruned.stages[0].nodes[new - 1])
 
 
-# -- which edges go -----------------------------------------------------------------------------
+# -- which edges go -------------------------------------------------------------------------------
 
 
 def with_weights(values: list[float], rule: str = 'alpha') -> nn.Module:
@@ -442,7 +442,7 @@ def test_threshold_prunes_every_rule(rule):
     )
 
 
-# -- bad input ----------------------------------------------------------------------------------
+# -- bad input ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('threshold', [-0.1, float('nan'), float('inf')])
@@ -497,7 +497,7 @@ def test_the_default_probe_has_the_channels_of_the_model():
     assert report.scale > 0
 
 
-# -- what is left untouched ---------------------------------------------------------------------
+# -- what is left untouched -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('training', [True, False])
@@ -540,7 +540,7 @@ def test_mask_edges_takes_its_hooks_off_when_a_stage_has_no_mask():
     assert not any(m._forward_hooks for m in model.modules())
 
 
-# -- life after pruning -------------------------------------------------------------------------
+# -- life after pruning ---------------------------------------------------------------------------
 
 
 def train_step(model: nn.Module) -> float:
@@ -592,7 +592,7 @@ def test_a_pruned_network_can_be_compiled():
         torch.testing.assert_close(compiled(images()), model(images()))
 
 
-# -- frozen edge weights ------------------------------------------------------------------------
+# -- frozen edge weights --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('rule', RULES)
@@ -617,7 +617,7 @@ def test_sparsity_gives_frozen_edge_weights_no_gradient():
     assert all(torch.equal(edge_weights(model)[name], weights[name]) for name in weights)
 
 
-# -- retraining from scratch --------------------------------------------------------------------
+# -- retraining from scratch ----------------------------------------------------------------------
 
 
 def marked() -> nn.Module:
@@ -685,7 +685,7 @@ def test_retrainable_refuses_another_word():
         retrainable(marked(), 'thaw')
 
 
-# -- batch-norm statistics ----------------------------------------------------------------------
+# -- batch-norm statistics ------------------------------------------------------------------------
 
 
 def uneven_batches() -> list[Tensor]:

@@ -80,7 +80,7 @@ def hostile_html() -> str:
     return full_page(HOSTILE).html()
 
 
-# -- self-contained ------------------------------------------------------------------------------
+# -- self-contained -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('page', ['html', 'hostile_html'])
@@ -112,7 +112,7 @@ def test_page_with_the_figures_of_four_large_stages_stays_below_three_megabytes(
     assert len(page.html().encode()) < 3_000_000
 
 
-# -- well-formed ---------------------------------------------------------------------------------
+# -- well-formed ----------------------------------------------------------------------------------
 
 
 def test_every_text_is_escaped(hostile_html):
@@ -172,7 +172,7 @@ def test_page_has_rules_for_dark_screens_phones_and_paper(html):
         assert f'@media {rule}' in html
 
 
-# -- content -------------------------------------------------------------------------------------
+# -- content --------------------------------------------------------------------------------------
 
 
 def test_facts_show_label_value_and_note():
@@ -245,7 +245,7 @@ def test_the_same_input_gives_the_same_bytes(tmp_path):
     assert full_page().write(tmp_path / 'b.html').read_bytes() == first
 
 
-# -- writing -------------------------------------------------------------------------------------
+# -- writing --------------------------------------------------------------------------------------
 
 
 def test_write_makes_folders_and_returns_the_path(tmp_path):
@@ -292,7 +292,7 @@ def test_text_that_is_not_unicode_leaves_the_old_page(tmp_path):
     assert path.read_text() == 'old'
 
 
-# -- bad input -----------------------------------------------------------------------------------
+# -- bad input ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

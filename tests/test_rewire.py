@@ -89,7 +89,7 @@ def set_weights(model: nn.Module, low: float = -1, high: float = 1) -> nn.Module
     return model
 
 
-# -- the same function --------------------------------------------------------------------------
+# -- the same function ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('projection', [False, True])
@@ -211,7 +211,7 @@ def test_a_rewired_network_is_still_what_it_was():
     assert network.feature_info == model.feature_info
 
 
-# -- where the function cannot stay the same ----------------------------------------------------
+# -- where the function cannot stay the same ------------------------------------------------------
 
 
 @pytest.mark.parametrize('name', ACTIVATED)
@@ -327,7 +327,7 @@ def test_outputs_that_are_not_finite_are_told_apart():
         rewire(model)
 
 
-# -- what was set before ------------------------------------------------------------------------
+# -- what was set before --------------------------------------------------------------------------
 
 
 def test_modules_stay_in_the_mode_they_were_in():
@@ -433,7 +433,7 @@ def test_weights_may_be_drawn_as_the_plain_network_draws_them():
     assert ours == zero
 
 
-# -- projections --------------------------------------------------------------------------------
+# -- projections ----------------------------------------------------------------------------------
 
 
 def test_without_a_shortcut_the_first_block_is_the_entry_or_gets_a_projection():
@@ -470,7 +470,7 @@ def test_a_projection_has_the_stride_and_channels_of_its_block():
         assert network(image(1, size)).shape == (1, 5)
 
 
-# -- what is refused ----------------------------------------------------------------------------
+# -- what is refused ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -563,7 +563,7 @@ def test_a_block_that_works_otherwise_than_known_is_noticed(monkeypatch):
         rewire(plain('mobilenetv2_050'))
 
 
-# -- weights in and out -------------------------------------------------------------------------
+# -- weights in and out ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('projection', [False, True])
@@ -738,7 +738,7 @@ def test_unwiring_where_an_activation_was_between_tells_the_difference():
     torch.testing.assert_close(back(x), model(x))
 
 
-# -- saved, pruned, trained on ------------------------------------------------------------------
+# -- saved, pruned, trained on --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -873,7 +873,7 @@ def test_checkpointing_changes_no_gradient(name):
     torch.testing.assert_close(again, stored)
 
 
-# -- as a timm model ----------------------------------------------------------------------------
+# -- as a timm model ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('name', ['mobilenetv2_050', 'convnext_atto', 'resnet26d', 'regnetz_005'])

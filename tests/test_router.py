@@ -124,7 +124,7 @@ def run(stage: GraphStage, x: Tensor) -> tuple[Tensor, Tensor]:
     return output, buffers['0']
 
 
-# -- the buffer ---------------------------------------------------------------------------------
+# -- the buffer -----------------------------------------------------------------------------------
 
 
 @settings(max_examples=30)
@@ -229,7 +229,7 @@ def test_a_failing_forward_pass_leaves_nothing_behind():
     assert all('run' not in vars(stage) for stage in model.stages)
 
 
-# -- thresholds ---------------------------------------------------------------------------------
+# -- thresholds -----------------------------------------------------------------------------------
 
 
 @settings(max_examples=30)
@@ -348,7 +348,7 @@ def test_the_soft_threshold_nears_the_hard_one():
     torch.testing.assert_close(rule.train()(4, context)[clear], hard[clear])
 
 
-# -- skipping -----------------------------------------------------------------------------------
+# -- skipping -------------------------------------------------------------------------------------
 
 
 def count_images(stage: GraphStage) -> list[int]:
@@ -466,7 +466,7 @@ def test_half_precision_routes_in_float32():
     assert (output.float() - exact).abs().max() < 0.2 * exact.abs().max()
 
 
-# -- the start ----------------------------------------------------------------------------------
+# -- the start ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('init', [0.1, 0.5, 0.99])
@@ -498,7 +498,7 @@ def test_routers_that_start_near_one_keep_the_function_of_a_network(randomise, b
     assert off[2] < 0.15 * off[1]
 
 
-# -- bad input ----------------------------------------------------------------------------------
+# -- bad input ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def batches(count: int = 3) -> list:
     return [(torch.randn(4, 3, 32, 32), torch.tensor([0, 2, 2, 1])) for _ in range(count)]
 
 
-# -- statistics ---------------------------------------------------------------------------------
+# -- statistics -----------------------------------------------------------------------------------
 
 
 def test_statistics_are_those_of_the_matrices():
@@ -108,7 +108,7 @@ def test_no_images_and_no_stages_are_refused():
         routing(timm.create_model('resnet18'), batches(1))
 
 
-# -- time on given images -----------------------------------------------------------------------
+# -- time on given images -------------------------------------------------------------------------
 
 
 def test_time_is_measured_on_the_images_in_turn():
@@ -126,7 +126,7 @@ def test_images_that_make_no_batch_are_refused(batch):
         latency({'a': tiny()}, (3, 32, 32), batch, images=torch.zeros(5, 3, 32, 32))
 
 
-# -- sparsity of routed weights -----------------------------------------------------------------
+# -- sparsity of routed weights -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('kind', ['uniform', 'adaptive'])
@@ -165,7 +165,7 @@ def test_without_a_batch_there_is_no_l1_of_routed_weights():
         tiny(sparsity='uniform').sparsity_loss()
 
 
-# -- training -----------------------------------------------------------------------------------
+# -- training -------------------------------------------------------------------------------------
 
 
 def options(tmp_path, *extra: str):
@@ -222,7 +222,7 @@ def test_a_resumed_run_is_the_same(trained, tmp_path):
         torch.testing.assert_close(again[key], first[key], rtol=0, atol=0)
 
 
-# -- the command --------------------------------------------------------------------------------
+# -- the command ----------------------------------------------------------------------------------
 
 
 def test_the_command_prints_stages_thresholds_and_draws(tool, trained, tmp_path):
@@ -268,7 +268,7 @@ def test_a_network_without_routers_is_refused(tool, tmp_path):
     assert err == f'error: {tmp_path / "static"} has no routers\n'
 
 
-# -- the benchmark ------------------------------------------------------------------------------
+# -- the benchmark --------------------------------------------------------------------------------
 
 
 def test_the_benchmark_tells_ratios_to_the_first_model(tool):

@@ -52,7 +52,7 @@ class Count(TorchDispatchMode):
 MULTIPLY = ('mul', 'dot', 'matmul', 'einsum')
 
 
-# -- aggregate: values and gradients ------------------------------------------------------------
+# -- aggregate: values and gradients --------------------------------------------------------------
 
 
 @pytest.mark.parametrize('form', FORMS)
@@ -125,7 +125,7 @@ def test_weights_of_another_width_than_the_maps_get_a_gradient_of_their_own():
     torch.testing.assert_close(weights.grad, torch.stack([x.sum() for x in inputs]).double())
 
 
-# -- aggregate: half precision ------------------------------------------------------------------
+# -- aggregate: half precision --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('function', [aggregate, aggregate_reference])
@@ -182,7 +182,7 @@ def test_autocast_stays_within_half_precision_of_float32(randomise, naive_stage)
         assert (grad - parameter.grad).norm() < 0.1 * parameter.grad.norm() + 1e-3
 
 
-# -- aggregate: memory --------------------------------------------------------------------------
+# -- aggregate: memory ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('form', FORMS)
@@ -228,7 +228,7 @@ def test_no_map_is_copied_in_either_layout(layout, form):
     assert copies.count == 0
 
 
-# -- aggregate: bad input -----------------------------------------------------------------------
+# -- aggregate: bad input -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_maps_and_weights_that_do_not_fit_are_refused(shapes, weights, message):
         aggregate([torch.zeros(shape) for shape in shapes], torch.ones(weights))
 
 
-# -- GraphStage ---------------------------------------------------------------------------------
+# -- GraphStage -----------------------------------------------------------------------------------
 
 
 def make_stage(
@@ -352,7 +352,7 @@ def test_a_stage_is_a_function_of_its_input_alone():
     assert torch.equal(stage(x), first)
 
 
-# -- GraphStage.select --------------------------------------------------------------------------
+# -- GraphStage.select ----------------------------------------------------------------------------
 
 
 def zeroed(stage: GraphStage, edges: list[int]) -> GraphStage:
@@ -442,7 +442,7 @@ def test_an_entry_that_a_router_looks_at_is_kept():
     stage(torch.randn(2, 3, 6, 6)).sum().backward()
 
 
-# -- GraphStage: bad input ----------------------------------------------------------------------
+# -- GraphStage: bad input ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

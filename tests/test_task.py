@@ -72,7 +72,7 @@ def gradients(task: nn.Module, model: nn.Module, images: Tensor, target: Tensor)
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 
-# -- the loss -----------------------------------------------------------------------------------
+# -- the loss -------------------------------------------------------------------------------------
 
 
 def test_a_result_has_loss_output_and_both_parts_detached():
@@ -168,7 +168,7 @@ def test_a_model_of_unknown_sparsity_is_refused():
         TopoTask(model)
 
 
-# -- accumulation, compilation, processes ----------------------------------------------------------
+# -- accumulation, compilation, processes ---------------------------------------------------------
 
 
 def test_accumulated_gradients_are_those_of_one_big_batch(randomise):
@@ -225,7 +225,7 @@ def test_the_penalty_reaches_a_compiled_or_distributed_model(
     torch.testing.assert_close(gradients(task, model, images, target), expected)
 
 
-# -- weight decay -------------------------------------------------------------------------------
+# -- weight decay ---------------------------------------------------------------------------------
 
 
 def one_raw_group(model: nn.Module) -> torch.optim.Optimizer:

@@ -58,7 +58,7 @@ def parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-# -- all tools ----------------------------------------------------------------------------------
+# -- all tools ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('path', TOOLS, ids=lambda path: path.stem)
@@ -78,7 +78,7 @@ def test_the_tools_are_found():
     assert {'complexity', 'export', 'prune', 'train'} <= {path.stem for path in TOOLS}
 
 
-# -- prune --------------------------------------------------------------------------------------
+# -- prune ----------------------------------------------------------------------------------------
 
 
 def test_prune_by_threshold_writes_a_network_that_loads(saved, tmp_path):
@@ -180,7 +180,7 @@ def test_prune_shows_its_usage_when_options_do_not_fit(saved, tool, tmp_path, ar
     assert match in err.splitlines()[-1]
 
 
-# -- export -------------------------------------------------------------------------------------
+# -- export ---------------------------------------------------------------------------------------
 
 
 def test_export_writes_a_file_that_onnxruntime_runs(saved, tool, tmp_path):
@@ -208,7 +208,7 @@ def test_export_with_an_input_that_does_not_fit_is_one_error(saved, tool, tmp_pa
     assert os.listdir(tmp_path) == []
 
 
-# -- complexity ---------------------------------------------------------------------------------
+# -- complexity -----------------------------------------------------------------------------------
 
 
 def test_complexity_prints_parameters_of_every_match(tool):

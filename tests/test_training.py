@@ -16,6 +16,7 @@ import timm
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from timm.data import resolve_data_config
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
@@ -23,11 +24,13 @@ from timm.utils import init_distributed_device, random_seed
 from torch import Tensor, nn
 
 import timm_topo
+from timm_topo.analysis.history import read_edge_weights
 from timm_topo.analysis.prune import prune
 from timm_topo.connectivity import build_connectivity
-from timm_topo.data import load_dataset
+from timm_topo.data import Portion, load_dataset
 from timm_topo.models.toponet import TopoNet
 from timm_topo.stages import GraphStage, graph_stages
+from timm_topo.training import build as training_build
 from timm_topo.training import loop
 from timm_topo.training.build import build, default_name
 from timm_topo.training.evaluate import accuracy, eval_loader, evaluate
@@ -279,7 +282,7 @@ def test_a_constant_rate_needs_no_scheduler(argv):
     assert [row['lr'] for row in rows(result['folder'])] == [0.05, 0.05]
 
 
-# -- resuming -----------------------------------------------------------------------------------
+# -- resuming -------------------------------------------------------------------------------------
 
 
 ALL_THAT_IS_RANDOM = (
@@ -865,7 +868,7 @@ def test_edge_weights_are_not_decayed_whatever_the_optimizer_decays(argv, monkey
     assert found == {name: 0.0 if name.endswith('alpha') else 0.5 for name in found}
 
 
-# -- the console --------------------------------------------------------------------------------
+# -- the console ----------------------------------------------------------------------------------
 
 
 class Terminal(io.StringIO):
@@ -990,3 +993,127 @@ def test_every_process_builds_the_same_weights(argv, rank, monkeypatch):
             run(argv('--model-ema'))
     first, other = built_by_rank
     assert all(torch.equal(value, other[name]) for name, value in first.items())
+
+
+# -- whole-network graphs -------------------------------------------------------------------------
+
+DAG = ['--model', 'dagnet', '--model-kwargs', 'num_nodes=6', 'channels=2']
+
+
+@pytest.fixture(scope='module')
+def thin(tmp_path_factory) -> Path:
+    """A saved dagnet with half of its edges."""
+    torch.manual_seed(0)
+    model = timm.create_model('dagnet', num_nodes=6, channels=2, num_classes=3)
+    with torch.no_grad():
+        model.dag.connectivity.alpha.uniform_(-1, 1)
+    return timm_topo.save(prune(model, fraction=0.5)[0], tmp_path_factory.mktemp('thin') / 'net')
+
+
+def test_edge_weights_are_written_before_and_after_every_epoch(argv):
+    options = [*argv(), *DAG, '--img-size', '8', '--epochs']
+    folder = run([*options, '2'])['folder']
+    epochs, weights = read_edge_weights(folder)
+    assert epochs == [0, 1, 2]
+    assert np.allclose(weights['dag'][0], [1] + [0.5] * 14)
+    alpha = checkpoint(folder)['state_dict']['dag.connectivity.alpha']
+    assert np.allclose(weights['dag'][2][1:], alpha.tanh())
+    before = checkpoint(folder, 'checkpoint-0')['state_dict']['dag.connectivity.alpha']
+    assert np.allclose(weights['dag'][1][1:], before.tanh())
+    run([*options, '3', '--resume', 'auto'])
+    again, longer = read_edge_weights(folder)
+    assert again == [0, 1, 2, 3]
+    assert np.array_equal(longer['dag'][:3], weights['dag'])
+
+
+def test_plain_networks_leave_no_edge_weights(argv):
+    args = [*argv(), '--model', 'test_resnet', '--model-kwargs', 'layers=(1,1,1,1)']
+    assert not (run(args)['folder'] / 'edge_weights').exists()
+
+
+def test_the_last_weights_are_saved_where_they_are_wanted(argv, monkeypatch):
+    """Evaluation is worst in the last epoch, so that best and last differ."""
+    scores = iter([50.0, 40.0] * 2)
+    monkeypatch.setattr(loop, 'evaluate', lambda *_: dict(loss=1.0, top1=next(scores), top5=1.0))
+    saved = {}
+    for which in ('best', 'last'):
+        result = run(argv('--epochs', 2, '--save', which, '--experiment', which))
+        saved[which] = load_file(result['model'] / 'model.safetensors')
+        assert result['best_epoch'] == 0
+        first, last = (
+            checkpoint(result['folder'], f'checkpoint-{n}')['state_dict'] for n in (0, 1)
+        )
+        assert_same_weights(saved[which], first if which == 'best' else last)
+    assert not torch.equal(saved['best']['stem.conv.weight'], saved['last']['stem.conv.weight'])
+
+
+def test_training_on_some_of_the_images(argv, data):
+    seen = []
+
+    class Counting(Portion):
+        def __getitem__(self, index):
+            seen.append(self.chosen[index])
+            return super().__getitem__(index)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training_build, 'Portion', Counting)
+        run(argv('--train-images', 16, '--epochs', 2))
+    expected = Portion(load_dataset('idx', data), 16).chosen
+    assert sorted(seen) == sorted(2 * expected)
+
+
+def test_a_pruned_dag_trains_from_scratch_as_it_is(argv, thin):
+    options = [*argv(), '--img-size', 8, '--from-saved', thin, '--model-kwargs', '--lr', 0]
+    model = timm_topo.load(run(list(map(str, options)))['model'])
+    before = timm_topo.load(thin)
+    assert model.dag.wiring == before.dag.wiring
+    assert model.dag.node_ids == before.dag.node_ids
+    assert not torch.equal(model.output.conv.weight, before.output.conv.weight)
+    weights = model.dag.connectivity.edge_weights()
+    degrees = model.dag.wiring.in_degrees
+    expected = [1.0 if degrees[target] == 1 else 0.5 for _, target in model.dag.wiring.edges]
+    assert torch.allclose(weights, torch.tensor(expected))
+
+
+def test_a_pruned_dag_trains_with_the_channels_that_fit(argv, thin):
+    wide = ['--img-size', 8, '--from-saved', thin, '--model-kwargs', '--fit-parameters', 3000]
+    model = timm_topo.load(run(list(map(str, [*argv(), *wide])))['model'])
+    before = timm_topo.load(thin)
+    assert model.dag.wiring == before.dag.wiring
+    assert model.sizes['channels'] > before.sizes['channels']
+
+    def off(channels: int) -> int:
+        other = timm_topo.load(thin, pretrained=False, channels=channels)
+        return abs(sum(p.numel() for p in other.parameters()) - 3000)
+
+    best = model.sizes['channels']
+    assert off(best) < min(off(best - 1), off(best + 1))
+
+
+@pytest.mark.parametrize(
+    ('options', 'told'),
+    [
+        (['--fit-parameters', 9], '--fit-parameters needs --from-saved'),
+        (['--from-saved', 'THIN', '--fit-parameters', 9], '9 parameters: with one channel'),
+        (
+            ['--from-saved', 'THIN', '--fit-parameters', 999, '--from-saved-weights', 'keep'],
+            '--fit-parameters trains from scratch',
+        ),
+        (
+            ['--from-saved', 'THIN', '--fit-parameters', 999, '--model-kwargs', 'channels=3'],
+            'chooses the option channels, which .* is given',
+        ),
+        (
+            ['--from-saved', 'TOPO', '--fit-parameters', 999, '--model-kwargs'],
+            'chooses the option channels, which .* does not have',
+        ),
+        (['--train-images', 25], '25 images asked for, the data set has 24'),
+    ],
+)
+def test_what_cannot_be_fitted_is_named(options, told, argv, thin, finished):
+    places = {'THIN': thin, 'TOPO': finished['model']}
+    options = [str(places.get(option, option)) for option in options]
+    if '--model-kwargs' not in options and '--from-saved' in options:
+        options.append('--model-kwargs')
+    with pytest.raises(ValueError, match=told):
+        run([*argv(), *options])

@@ -53,7 +53,7 @@ def between_computing_nodes(wiring: Wiring) -> set[tuple[int, int]]:
     return {(s, t) for s, t in wiring.edges if s > 0 and t < wiring.num_nodes - 1}
 
 
-# -- reading the graph --------------------------------------------------------------------------
+# -- reading the graph ----------------------------------------------------------------------------
 
 
 @given(wirings())
@@ -121,7 +121,7 @@ def test_numpy_integers_become_plain_ones():
     assert json.loads(wiring.to_json()) == {'num_nodes': 3, 'edges': [[0, 1], [0, 2]]}
 
 
-# -- exchange -----------------------------------------------------------------------------------
+# -- exchange -------------------------------------------------------------------------------------
 
 
 @given(wirings())
@@ -170,7 +170,7 @@ def test_from_edges_counts_nodes_up_to_the_largest_id():
     assert Wiring.from_edges([[0, 1]], num_nodes=4).num_nodes == 4
 
 
-# -- surgery ------------------------------------------------------------------------------------
+# -- surgery --------------------------------------------------------------------------------------
 
 
 @given(wirings())
@@ -206,7 +206,7 @@ def test_subgraph_has_the_same_nodes_and_only_the_edges_asked_for(wiring, data):
     assert set(smaller.edges) == set(kept)
 
 
-# -- generators ---------------------------------------------------------------------------------
+# -- generators -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(('n', 'edges'), [(2, 1), (14, 91), (20, 190), (26, 325)])
@@ -329,7 +329,7 @@ def test_watts_strogatz_rewires_but_keeps_the_number_of_edges(k, neighbours):
     assert len(between_computing_nodes(wiring)) == 12 * neighbours // 2
 
 
-# -- from a description -------------------------------------------------------------------------
+# -- from a description ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -376,7 +376,7 @@ def test_only_graphs_are_explicit_not_rules():
     assert not is_explicit(None)
 
 
-# -- bad input ----------------------------------------------------------------------------------
+# -- bad input ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,11 @@ import timm_topo  # noqa: F401  registers the models
 from timm_topo.training.options import labelled, parse_args
 from timm_topo.training.study import THRESHOLDS, Study
 
+_OURS = {
+    '--dataset', '--data-dir', '--seed', '--save', '--output', '--experiment', '--resume',
+    '--from-saved', '--from-saved-weights', '--fit-parameters',
+}  # fmt: skip
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -35,6 +40,8 @@ def main() -> int:
     args = parser.parse_args(own)
     if len(dict(args.data)) < len(args.data) or len(set(args.seeds)) < len(args.seeds):
         parser.error('a label or a seed is given twice')
+    if chosen := sorted(_OURS & {option.partition('=')[0] for option in training}):
+        parser.error(f'a study chooses {", ".join(chosen)} itself')
     options = parse_args([*(['-c', args.config] if args.config else []), *training])
     places = {label: given.partition('@') for label, given in args.data}
     study = Study(

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
+import yaml
+
 from ..analysis import plot
 from ..analysis.compare import threshold_sweep
 from ..analysis.cost import count_parameters
@@ -56,9 +58,14 @@ class Study:
         """Everything, seed by seed; the tables as text.
 
         Raises:
-            ValueError: A network has several graphs, or weights that depend on the image; or as
-                for :func:`timm_topo.training.loop.train`.
+            ValueError: A network has several graphs, or weights that depend on the image; the
+                folder holds a study with other options; or as for
+                :func:`timm_topo.training.loop.train`.
         """
+        asked = {'threshold': self.threshold, 'thresholds': [float(t) for t in self.thresholds]}
+        _check_same(self.output / 'study.yaml', asked)
+        self.output.mkdir(parents=True, exist_ok=True)
+        (self.output / 'study.yaml').write_text(yaml.safe_dump(asked), encoding='utf-8')
         for seed in self.seeds:
             for label in self.data:
                 self._one(label, seed)
@@ -92,7 +99,15 @@ class Study:
             left = dict(edges=report.edges[1], nodes=report.nodes[1])
             rows.append({**rows[0], 'kind': KINDS[1], 'top1': score(pruned), **left})
             rows[-1].update(parameters=report.parameters[1], epoch_seconds='')
-            again = dict(from_saved=str(home / 'pruned'), seed=1000 + seed)
+            again = dict(
+                from_saved=str(home / 'pruned'),
+                seed=1000 + seed,
+                model_kwargs={
+                    name: value
+                    for name, value in self.options.model_kwargs.items()
+                    if name not in pruned.topology()  # which the saved network tells
+                },
+            )
             runs = {KINDS[2]: self._fit(home / 'rerun', label, **again)}
             again['fit_parameters'] = rows[0]['parameters']
             runs[KINDS[3]] = self._fit(home / 'fitted', label, **again)
@@ -104,13 +119,14 @@ class Study:
 
     def _fit(self, folder: Path, label: str, **options) -> Path:
         """One training, gone on with, or left alone where it is done."""
+        args = copy.deepcopy(self.options)
+        args.dataset, args.data_dir = self.data[label]
+        args.output, args.experiment, args.resume = str(folder.parent), folder.name, 'auto'
+        args.save, args.from_saved_weights = 'last', 'reset'
+        vars(args).update(options)
+        _check_same(folder / 'args.yaml', vars(args))
         if not (folder / 'model').exists():
             print(f'== {folder}', flush=True)
-            args = copy.deepcopy(self.options)
-            args.dataset, args.data_dir = self.data[label]
-            args.output, args.experiment, args.resume = str(folder.parent), folder.name, 'auto'
-            args.save, args.from_saved_weights = 'last', 'reset'
-            vars(args).update(options)
             train(args)
         return folder
 
@@ -191,6 +207,24 @@ class Study:
 
 
 _WHOLE = ('parameters', 'edges', 'nodes')
+#: Options of a training that do not change what it gives, or name places that may move.
+_FREE = {
+    'config', 'device', 'workers', 'log_interval', 'no_tensorboard', 'checkpoint_hist', 'output',
+    'experiment', 'resume', 'data_dir', 'from_saved', 'validation_batch_size',
+}  # fmt: skip
+
+
+def _check_same(path: Path, asked: dict) -> None:
+    """Whether what is there was made with the options asked for."""
+    if not path.exists():
+        return
+    made = yaml.safe_load(path.read_text(encoding='utf-8'))
+    for name in sorted(set(made) & set(asked) - _FREE):
+        if made[name] != asked[name]:
+            raise ValueError(
+                f'{path.parent} was made with {name} {made[name]}, not {asked[name]}: choose '
+                'another folder for the study'
+            )
 
 
 def _mean(rows: Sequence[dict], column: str, digits: int = 2) -> str:

@@ -1,0 +1,344 @@
+"""Studies and the tools around them: networks adapting to data sets, from training to tables."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+import timm_topo
+from timm_topo.analysis.compare import threshold_sweep
+from timm_topo.analysis.cost import count_parameters
+from timm_topo.analysis.prune import DisconnectedError, edge_mask, edge_weights, mask_edges, prune
+from timm_topo.analysis.tables import group, read_csv
+from timm_topo.data import load_dataset
+from timm_topo.stages import graph_stages
+from timm_topo.training import study as study_module
+from timm_topo.training.evaluate import accuracy
+from timm_topo.training.options import labelled, parse_args
+from timm_topo.training.study import KINDS, Study
+
+TRAINING = [
+    '--model', 'dagnet', '--model-kwargs', 'num_nodes=6', 'channels=2', 'sparsity_weight=0.01',
+    '--train-images', '64', '--epochs', '2', '-b', '32', '-vb', '360', '-j', '0', '--no-aug',
+    '--lr', '0.05', '--smoothing', '0', '--no-tensorboard',
+]  # fmt: skip
+DATA = {'easy': ('colour/digits', None), 'hard': ('tiles/digits', None)}
+
+
+def make_study(output: Path, seeds=(0,), **options) -> Study:
+    options = {'threshold': 0.4, 'thresholds': (0.1, 0.4, 0.99), **options}
+    return Study(output, DATA, seeds, parse_args(TRAINING), **options)
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory) -> tuple[Path, str]:
+    """A study of two data sets and one seed."""
+    output = tmp_path_factory.mktemp('study')
+    return output, make_study(output).run()
+
+
+def loaded(folder: Path) -> torch.nn.Module:
+    return timm_topo.load(folder).eval()
+
+
+# -- studies --------------------------------------------------------------------------------------
+
+
+def test_every_network_of_a_study_is_what_it_is_called(finished):
+    output, _ = finished
+    rows = read_csv(output / 'results.csv')
+    assert [(row['label'], row['kind']) for row in rows] == [
+        (label, kind) for label in DATA for kind in KINDS
+    ]
+    for label, (name, _) in DATA.items():
+        home = output / label / '0'
+        full, pruned = loaded(home / 'full' / 'model'), loaded(home / 'pruned')
+        expected, report = prune(full, 0.4)
+        assert pruned.dag.wiring == expected.dag.wiring
+        rerun, fitted = (loaded(home / k / 'model') for k in ('rerun', 'fitted'))
+        assert rerun.dag.wiring == fitted.dag.wiring == pruned.dag.wiring
+        assert rerun.sizes == full.sizes
+        assert fitted.sizes['channels'] >= full.sizes['channels']
+        data = load_dataset(name, split='validation')
+        networks = dict(zip(KINDS, (full, pruned, rerun, fitted)))
+        for row in (row for row in rows if row['label'] == label):
+            model = networks[row['kind']]
+            assert float(row['top1']) == pytest.approx(accuracy(model, data), abs=0.3)
+            assert int(row['parameters']) == count_parameters(model)
+            assert int(row['edges']) == model.dag.wiring.num_edges
+            assert int(row['nodes']) == model.dag.wiring.num_nodes
+        off = abs(count_parameters(fitted) - count_parameters(full))
+        assert off < count_parameters(full) / 2
+        assert report.edges[1] < report.edges[0]
+
+
+def test_the_networks_trained_again_start_from_other_weights(finished):
+    output, _ = finished
+    for label in DATA:
+        args = (output / label / '0' / 'rerun' / 'args.yaml').read_text()
+        assert 'seed: 1000\n' in args
+        assert 'save: last\n' in args
+        assert 'sparsity_weight: 0.01\n' in args
+
+
+def test_a_study_leaves_tables_and_figures(finished):
+    output, text = finished
+    sweeps = read_csv(output / 'sweep.csv')
+    assert [row['threshold'] for row in sweeps] == ['0.1', '0.4', '0.99'] * 2
+    graphs = read_csv(output / 'characteristics.csv')
+    assert [row['label'] for row in graphs] == list(DATA)
+    for row in graphs:
+        stage = loaded(output / row['label'] / '0' / 'pruned').dag
+        assert int(row['edges']) == stage.wiring.num_edges
+        assert float(row['sparsity']) == pytest.approx(1 - stage.wiring.num_edges / 15)
+    names = {path.stem for path in output.glob('*.svg')}
+    assert names == {'thresholds', 'accuracy', 'weights_easy', 'weights_hard', 'graphs'}
+    for expected in ('easy', 'hard', *KINDS, 'log_paths', 'pca_elongation', 'times faster'):
+        assert expected in text
+
+
+def test_a_study_goes_on_where_it_was(finished, monkeypatch):
+    """Nothing is trained again; what is missing is made."""
+    output, text = finished
+    (output / 'results.csv').unlink()
+    (output / 'easy' / '0' / 'results.csv').unlink()
+    monkeypatch.setattr(study_module, 'train', lambda args: pytest.fail('trained again'))
+    assert make_study(output).run() == text
+    assert (output / 'results.csv').exists()
+    with pytest.raises(pytest.fail.Exception):
+        make_study(output, seeds=(0, 1)).run()
+
+
+def test_other_options_do_not_pass_for_the_old_ones(finished):
+    output, _ = finished
+    other = make_study(output)
+    other.options.lr = 0.01
+    with pytest.raises(ValueError, match=r'easy.0.full was made with lr 0.05, not 0.01'):
+        other.run()
+    with pytest.raises(ValueError, match=r'threshold 0.4, not 0.2'):
+        make_study(output, threshold=0.2).run()
+
+
+def test_a_threshold_that_cuts_a_network_apart_is_told_and_the_others_go_on(
+    tmp_path, monkeypatch, capsys
+):
+    """No network is trained again, and none is a silent random predictor."""
+    study = make_study(tmp_path, threshold=0.999)
+    text = study.run()
+    told = capsys.readouterr().out
+    assert told.count('leaves no path from its input to its output') == 2
+    rows = read_csv(tmp_path / 'results.csv')
+    assert [row['kind'] for row in rows] == [KINDS[0]] * 2
+    assert not list(tmp_path.glob('*/*/pruned'))
+    assert KINDS[1] not in text
+    assert (tmp_path / 'accuracy.svg').exists()
+
+
+def test_networks_of_several_graphs_are_refused(tmp_path):
+    study = make_study(tmp_path)
+    study.options.model, study.options.model_kwargs = 'test_toponet', {}
+    study.options.epochs, study.options.img_size = 1, 32
+    with pytest.raises(ValueError, match='networks of one graph with static weights'):
+        study.run()
+
+
+# -- thresholds -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def saved(tmp_path_factory, randomise) -> Path:
+    """A dagnet whose edges have all kinds of weights, one of them starving a node at 0.5."""
+    torch.manual_seed(1)
+    model = randomise(timm.create_model('dagnet', num_nodes=9, channels=2))
+    return timm_topo.save(model, tmp_path_factory.mktemp('saved') / 'net')
+
+
+def test_a_sweep_tells_what_pruning_and_masking_do_at_each_threshold(saved):
+    model = loaded(saved)
+    images = torch.randn(4, 3, 32, 32)
+
+    def score(network):
+        with torch.no_grad():
+            return network.eval()(images).square().sum().item()
+
+    thresholds = (0, 0.2, 0.4, 0.5, 0.6, 0.75)
+    rows = list(threshold_sweep(model, thresholds, score))
+    assert [row['threshold'] for row in rows] == list(thresholds)
+    starved, cut = 0, 0
+    for row in rows:
+        keep = edge_mask(model, row['threshold'])
+        with mask_edges(model, keep):
+            assert row['top1_masked'] == pytest.approx(score(model), rel=1e-4)
+        try:
+            smaller, report = prune(model, row['threshold'])
+        except DisconnectedError:
+            cut += 1
+            assert row['connected'] == 0
+            assert row['edges'] == int(keep['dag'].sum())
+            assert 'top1' not in row
+            continue
+        assert row['connected'] == 1
+        assert row['top1'] == pytest.approx(score(smaller), rel=1e-4)
+        assert row['edges'] == report.edges[1]
+        assert row['sparsity'] == pytest.approx(1 - report.edges[1] / 36)
+        assert row['nodes'] == report.nodes[1]
+        assert row['parameters'] == count_parameters(smaller)
+        assert row['starved'] == len(report.stages[0].starved)
+        assert sum(row[f'nodes_{level}'] for level in range(3)) == row['nodes']
+        starved += row['starved'] > 0
+    assert cut >= 1
+    assert starved >= 1  # the question that the paper does not ask is asked here
+
+
+def test_the_sweep_tool_writes_one_row_per_network_and_threshold(tool, saved, tmp_path):
+    status, out, err = tool(
+        'sweep', f'a={saved}', f'b={saved}', f'b={saved}', '--dataset', 'colour/digits',
+        '--thresholds', 0.1, 0.3, 0.99, '-o', tmp_path / 's.csv', '--figure', tmp_path / 's.png',
+    )  # fmt: skip
+    assert (status, err) == (0, '')
+    rows = read_csv(tmp_path / 's.csv')
+    assert [(r['label'], r['threshold']) for r in rows] == [
+        (label, tau) for label in 'abb' for tau in ('0.1', '0.3', '0.99')
+    ]
+    assert 'cut apart' in out
+    model, data = loaded(saved), load_dataset('colour/digits', split='validation')
+    smaller, _ = prune(model, 0.3)
+    assert float(rows[1]['top1']) == pytest.approx(accuracy(smaller, data))
+    assert Image.open(tmp_path / 's.png').size[0] > 500
+
+
+def test_labels_are_given_or_taken_from_the_folder():
+    assert labelled('easy=runs/a=b/model') == ('easy', 'runs/a=b/model')
+    assert labelled('runs/first/model') == ('first', 'runs/first/model')
+    assert labelled('runs/a=b') == ('a=b', 'runs/a=b')
+    assert labelled('pruned') == ('pruned', 'pruned')
+
+
+# -- characteristics ------------------------------------------------------------------------------
+
+
+def test_characteristics_of_networks_as_columns(tool, saved, tmp_path):
+    smaller, _ = prune(loaded(saved), fraction=0.4)
+    timm_topo.save(smaller, tmp_path / 'thin')
+    files = {name: tmp_path / f'{name}.svg' for name in ('similarity', 'embedding', 'graphs')}
+    status, out, err = tool(
+        'characteristics', f'full={saved}', f'full={saved}', f'thin={tmp_path / "thin"}',
+        '--csv', tmp_path / 'c.csv', *(part for n, f in files.items() for part in (f'--{n}', f)),
+    )  # fmt: skip
+    assert (status, err) == (0, '')
+    assert out.splitlines()[0].split() == ['full', 'thin']
+    lines = {line.split()[0]: line.split()[1:] for line in out.splitlines()[1:] if line}
+    assert lines['max_path'][:3] == ['8.0', '±', '0.0']
+    assert lines['mean_degree'][:3] == ['8.000', '±', '0.000']
+    rows = read_csv(tmp_path / 'c.csv')
+    assert [row['label'] for row in rows] == ['full', 'full', 'thin']
+    assert int(rows[2]['edges']) == smaller.dag.wiring.num_edges
+    assert float(rows[0]['log_paths']) == pytest.approx(7 * math.log(2))
+    assert int(rows[2]['parameters']) == count_parameters(smaller)
+    assert all(path.read_text().startswith('<?xml') for path in files.values())
+
+
+def test_networks_of_several_graphs_have_a_column_for_each(tool, tmp_path):
+    model = timm.create_model('test_toponet')
+    timm_topo.save(model, tmp_path / 'net')
+    status, *_ = tool('characteristics', tmp_path / 'net', '--csv', tmp_path / 'c.csv')
+    assert status == 0
+    rows = read_csv(tmp_path / 'c.csv')
+    assert [row['label'] for row in rows] == [f'net graph {n}' for n in (1, 2, 3, 4)]
+    nodes = [stage.wiring.num_nodes for stage in graph_stages(model).values()]
+    assert [int(row['nodes']) for row in rows] == nodes
+
+
+def test_routed_networks_have_characteristics_too(tool, tmp_path):
+    model = timm.create_model('test_toponet', connectivity='router')
+    timm_topo.save(model, tmp_path / 'net')
+    status, _, err = tool('characteristics', tmp_path / 'net', '--graphs', tmp_path / 'g.svg')
+    assert (status, err) == (0, '')
+    assert (tmp_path / 'g.svg').exists()
+
+
+# -- contact sheets -------------------------------------------------------------------------------
+
+
+def test_a_contact_sheet_has_a_row_per_data_set(tool, tmp_path):
+    names = ['digits', 'colour/digits', 'tiles:size=16/digits']
+    status, _, err = tool('contact_sheet', *names, '-o', tmp_path / 'sheet.svg')
+    assert (status, err) == (0, '')
+    text = (tmp_path / 'sheet.svg').read_text()
+    assert text.count('<image') == 30
+
+
+def test_a_contact_sheet_shows_each_class_once(tool, tmp_path, monkeypatch):
+    from timm_topo.analysis import plot
+
+    shown = {}
+    monkeypatch.setattr(plot, 'contact_sheet', lambda rows, names: shown.update(rows, names=names))
+    monkeypatch.setattr(plot, 'save_figure', lambda *_: 'nothing')
+    assert tool('contact_sheet', 'digits', '-o', tmp_path / 'x.png')[0] == 0
+    data = load_dataset('digits')
+    for label, image in enumerate(shown['digits']):
+        index = next(i for i in range(len(data)) if data[i][1] == label)
+        assert np.array_equal(image, np.asarray(data[index][0]))
+    assert shown['names'] == [str(digit) for digit in range(10)]
+
+
+# -- bad input ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ('name', 'args', 'told'),
+    [
+        ('sweep', ['NONE', '--dataset', 'digits', '-o', 'x.csv'], 'NONE is no saved network'),
+        ('sweep', ['SAVED', '--dataset', 'nodigits', '-o', 'x.csv'], 'unknown data set'),
+        (
+            'sweep',
+            ['SAVED', '--dataset', 'digits', '--thresholds', '-1', '-o', 'x.csv'],
+            'threshold must be finite and >= 0, got -1',
+        ),
+        ('characteristics', ['NONE'], 'NONE is no saved network'),
+        ('characteristics', ['SAVED', '--similarity', 'x.svg'], 'compared with one another, got 1'),
+        ('characteristics', ['SAVED', '--graphs', 'x.zip'], "Format 'zip' is not supported"),
+        ('contact_sheet', ['digits@/nowhere', '-o', 'x.png'], 'digits are built in'),
+        ('contact_sheet', ['colour/idx@/nowhere', '-o', 'x.png'], '/nowhere does not exist'),
+    ],
+)
+def test_tools_name_what_is_wrong(name, args, told, tool, saved, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, _, err = tool(name, *(str(saved) if arg == 'SAVED' else arg for arg in args))
+    assert status == 1
+    (line,) = err.strip().splitlines()
+    assert line.startswith('error: ')
+    assert told in line
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ('args', 'told'),
+    [
+        (['--data', 'a=digits', 'a=colour/digits'], 'a label or a seed is given twice'),
+        (['--data', 'a=digits', '--seeds', '1', '1'], 'a label or a seed is given twice'),
+        (['--data', 'a=digits', '--', '--epochs', '0'], '--epochs must be at least 1'),
+        (['--data', 'a=digits', '--', '--from-saved', 'x'], 'a study chooses --from-saved'),
+        (['--data', 'a=digits', '--', '--dataset', 'idx'], 'a study chooses --dataset'),
+    ],
+)
+def test_a_study_checks_its_options_before_it_trains(args, told, tool, tmp_path):
+    status, _, err = tool('study', '-o', tmp_path / 'out', *args)
+    assert status == 2
+    assert told in err
+    assert not (tmp_path / 'out').exists()
+
+
+def test_a_study_by_its_command(tool, tmp_path):
+    args = ['-o', tmp_path, '--data', 'easy=colour/digits', '--seeds', 0, 1, '--threshold', 0.3]
+    status, _, err = tool('study', *args, '--thresholds', 0.3, '--', *TRAINING)
+    assert (status, err) == (0, '')
+    assert len(read_csv(tmp_path / 'results.csv')) == 2 * len(KINDS)
+    rows = group(read_csv(tmp_path / 'characteristics.csv'), 'seed')
+    assert list(rows) == ['0', '1']
+    weights = [edge_weights(loaded(tmp_path / 'easy' / s / 'full' / 'model')) for s in '01']
+    assert not torch.equal(weights[0]['dag'], weights[1]['dag'])
