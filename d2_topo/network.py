@@ -11,6 +11,7 @@ from omegaconf import DictConfig, ListConfig
 from torch import nn
 
 import timm_topo
+from timm_topo.stages import CrossStageGraph
 
 __all__ = ['Level', 'choose_levels', 'create_network', 'cut', 'modules_until']
 
@@ -134,6 +135,11 @@ def modules_until(model: nn.Module, levels: dict[str, Level], freeze_at: int) ->
         raise ValueError(f'freeze_at must be one of {told}; got {freeze_at!r}')
     if freeze_at == 0:
         return []
+    if any(isinstance(module, CrossStageGraph) for module in model.modules()):
+        raise ValueError(
+            f'freeze_at must be 0 for a graph over several resolutions, got {freeze_at}: other '
+            'edges pass its features by'
+        )
     level = levels[known[freeze_at]] if freeze_at > 1 else next(iter(levels.values()))
     names, parent = [], ''
     for part in level.module.split('.'):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import timm_topo
 from timm_topo.analysis.cost import count_flops, count_parameters
+from timm_topo.analysis.metrics import stage_sizes
 from timm_topo.analysis.prune import DisconnectedError, edge_weights, prune, retrainable
 from timm_topo.connectivity import build_connectivity
 from timm_topo.generators import complete, erdos_renyi, random
@@ -168,6 +169,41 @@ def test_gradients_reach_every_parameter_and_checkpointing_changes_none():
         gradients.append([parameter.grad for parameter in twin.parameters()])
     assert all(grad is not None and grad.abs().sum() > 0 for grad in gradients[0])
     assert all(torch.allclose(a, b) for a, b in zip(*gradients))
+
+
+def test_checkpointing_keeps_what_nodes_read_and_not_what_is_inside():
+    """Bytes that autograd saves; the graph as a whole, computed anew at once, would save less and
+    then need all of it."""
+    model = dag(num_nodes=12, channels=8)
+    x = torch.randn(4, 3, 32, 32)
+    saved = {}
+    for checkpointing in (False, True):
+        model.set_grad_checkpointing(checkpointing)
+        held = {}
+
+        def pack(tensor, held=held):
+            held[tensor.data_ptr()] = tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            output = model(x).sum()
+        saved[checkpointing] = sum(held.values())
+        inner = []
+        for module in (*model.dag.nodes, *model.dag.transitions):
+            module.register_forward_pre_hook(lambda *_, inner=inner: inner.append(1))
+        output.backward()
+        once = len(model.dag.nodes) + len(model.dag.transitions)
+        assert len(inner) == (once if checkpointing else 0)
+    assert saved[True] < 0.5 * saved[False]
+
+
+@pytest.mark.parametrize('node', ['sepconv', 'conv', 'conv_residual'])
+def test_any_kind_of_node_makes_a_network(node, tmp_path, randomise):
+    model = randomise(dag(node=node)).eval()
+    x = torch.randn(2, 3, 32, 32)
+    assert model(x).shape == (2, 10)
+    timm_topo.save(prune(model, fraction=0.3)[0], tmp_path / 'net')
+    assert timm_topo.load(tmp_path / 'net')(x).shape == (2, 10)
 
 
 def test_a_network_can_be_scripted_traced_and_exported(randomise):
@@ -351,6 +387,34 @@ def test_a_feature_that_others_pass_by_is_not_cut_away(randomise):
         assert torch.equal(got, expected)
 
 
+def test_a_stage_that_pruning_emptied_has_no_feature(tmp_path, randomise):
+    model = weaken(randomise(dag()), {(1, 2), (2, 6), (0, 8), (6, 8)}).eval()
+    smaller, _ = prune(model, threshold=0.01)
+    assert smaller.dag.levels == [0, 0, 0, 2, 2]
+    assert [info['reduction'] for info in smaller.feature_info] == [1, 4]
+    timm_topo.save(smaller, tmp_path / 'net')
+    x = torch.randn(2, 3, 32, 32)
+    features = timm_topo.load(tmp_path / 'net', features_only=True)
+    assert features.feature_info.reduction() == [1, 4]
+    assert [tuple(f.shape[1:]) for f in features(x)] == [(2, 32, 32), (8, 8, 8)]
+
+
+def test_levels_of_different_sizes_keep_their_sizes():
+    """What sparsity compares with, through pruning and cutting."""
+    graph = cross(complete(6), [0, 0, 0, 0, 1, 1], [(n, 1) for n in range(4)])
+    assert graph.level_sizes == [4, 2]
+    row = stage_sizes(graph)
+    assert (row['sparsity'], row['sparsity_0'], row['sparsity_1']) == (0, 0, 0)
+    kept = [e for e, edge in enumerate(graph.wiring.edges) if 1 not in edge]
+    smaller = graph.select(kept)
+    row = stage_sizes(smaller)
+    assert smaller.level_sizes == [4, 2]
+    assert row['sparsity_0'] == pytest.approx(1 - 3 / 6)
+    assert row['sparsity'] == pytest.approx(1 - 10 / 15)
+    assert smaller.until(2).level_sizes == [4]
+    assert smaller.until(3).level_sizes == [4, 2]
+
+
 def test_features_name_the_modules_that_return_them(randomise):
     model = randomise(dag()).eval()
     seen = {}
@@ -401,6 +465,8 @@ def test_every_parameter_is_in_one_group_of_its_depth():
         (dict(wiring=Wiring(9, ((0, 8),))), 'are dead; remove them with prune'),
         (dict(sparsity='l0'), 'unknown sparsity'),
         (dict(norm_layer='nonorm'), 'is no class and no name timm knows'),
+        (dict(node='pool'), "unknown node 'pool'; known: sepconv, conv, conv_residual"),
+        (dict(num_stages='3'), "num_stages must be an integer from 1 on, got '3'"),
     ],
 )
 def test_bad_options_are_named(options, told):
@@ -433,6 +499,17 @@ def cross(wiring: Wiring, levels, pairs) -> CrossStageGraph:
 def test_a_graph_checks_its_levels_and_transitions(levels, pairs, told):
     with pytest.raises(ValueError, match=told):
         cross(complete(3), levels, pairs)
+
+
+@pytest.mark.parametrize('sizes', [[2, 1], [4], [3, 0]])
+def test_levels_had_at_least_the_nodes_they_have(sizes):
+    graph = cross(complete(3), [0, 0, 1], [(0, 1), (1, 1)])
+    with pytest.raises(ValueError, match=r'levels of \[2, 1\] nodes had'):
+        CrossStageGraph(
+            graph.wiring, graph.connectivity, graph.entry, list(graph.nodes), graph.levels,
+            dict(zip([(0, 1), (1, 1)], graph.transitions)),
+            level_sizes=sizes if sizes != [2, 1] else [1, 1],
+        )  # fmt: skip
 
 
 def test_explicit_wirings_tell_the_number_of_nodes():

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from fractions import Fraction
 
 import networkx as nx
 import numpy as np
@@ -53,11 +54,12 @@ def test_paths_are_those_found_one_by_one(wiring):
     last = wiring.num_nodes - 1
     lengths = walk(graph, 0, last)
     assert sorted(lengths) == sorted(len(path) - 1 for path in nx.all_simple_paths(graph, 0, last))
-    assert metrics.path_counts(graph) == {n: lengths.count(n) for n in sorted(set(lengths))}
+    counts = {n: lengths.count(n) for n in sorted(set(lengths))}
+    assert metrics.path_counts(graph, 0, last) == counts
     assume(lengths)
-    assert metrics.log_paths(graph) == pytest.approx(math.log(len(lengths)))
-    assert metrics.mean_path(graph) == pytest.approx(np.mean(lengths))
-    assert metrics.max_path(graph) == max(lengths)
+    assert metrics.log_paths(graph, 0, last) == pytest.approx(math.log(len(lengths)))
+    assert metrics.mean_path(graph, 0, last) == pytest.approx(np.mean(lengths))
+    assert metrics.max_path(graph, 0, last) == max(lengths)
 
 
 @given(dags, st.data())
@@ -88,12 +90,13 @@ def test_communicability_and_connectivity_by_other_means(wiring):
     for source, target in wiring.edges:
         adjacency[source, target] = adjacency[target, source] = 1
     walks = expm(adjacency)[0, -1]
-    joined = nx.has_path(graph.to_undirected(), 0, wiring.num_nodes - 1)
+    last = wiring.num_nodes - 1
+    joined = nx.has_path(graph.to_undirected(), 0, last)
     expected = math.log(walks) if joined else -math.inf
-    assert metrics.ln_communicability(graph) == pytest.approx(expected)
+    assert metrics.ln_communicability(graph, 0, last) == pytest.approx(expected)
     nx.set_edge_attributes(graph, 1, 'capacity')
-    flow = nx.maximum_flow_value(graph, 0, wiring.num_nodes - 1)
-    assert metrics.edge_connectivity(graph) == flow
+    flow = nx.maximum_flow_value(graph, 0, last)
+    assert metrics.edge_connectivity(graph, 0, last) == flow
     degrees = [degree for _, degree in graph.degree()]
     assert metrics.mean_degree(graph) == pytest.approx(np.mean(degrees))
 
@@ -101,14 +104,64 @@ def test_communicability_and_connectivity_by_other_means(wiring):
 @given(dags)
 def test_elongation_is_the_variance_along_the_longest_axis(wiring):
     graph = wiring.to_networkx()
-    places = np.array(list(nx.kamada_kawai_layout(graph.to_undirected()).values()))
+    last = wiring.num_nodes - 1
+    ordered = nx.empty_graph(wiring.num_nodes)
+    ordered.add_edges_from(graph.edges)
+    assume(all(graph.in_degree(n) or n == 0 for n in graph))  # else the order is not 0, 1, 2...
+    places = np.array(list(nx.kamada_kawai_layout(ordered).values()))
     largest = np.linalg.eigvalsh(np.cov(places.T))[-1]
     expected = 2 * largest / np.trace(np.cov(places.T)) - 1
     got = metrics.pca_elongation(graph)
     assert got == pytest.approx(expected, abs=1e-6)
     assert -1e-9 <= got <= 1 + 1e-9
-    several = metrics.edge_connectivity(graph) > 1
-    assert metrics.is_quasi_1d(graph) == (got > 0.25 and several)
+    several = metrics.edge_connectivity(graph, 0, last) > 1
+    assert metrics.is_quasi_1d(graph, 0, last) == (got > 0.25 and several)
+
+
+@pytest.mark.parametrize('n', [2, 25, 60, 200])
+def test_walks_along_a_chain_are_few_and_counted_all_the_same(n):
+    """The sum over walks in exact fractions; matrix exponentials are off by 45 at 60 nodes."""
+    steps = max(60, 3 * n)
+    ways, total = [Fraction(0)] * n, Fraction(0)
+    ways[0] = Fraction(1)
+    for step in range(1, steps):
+        ways = [
+            ((ways[i - 1] if i else 0) + (ways[i + 1] if i + 1 < n else 0)) / Fraction(step)
+            for i in range(n)
+        ]
+        total += ways[-1]
+    expected = math.log(total.numerator) - math.log(total.denominator)
+    got = metrics.ln_communicability(sequential(n).to_networkx())
+    assert got == pytest.approx(expected, rel=1e-12)
+
+
+def test_walks_of_a_large_graph_do_not_overflow():
+    """exp of a complete graph on n nodes, off the diagonal: (e^(n - 1) - e^-1) / n."""
+    got = metrics.ln_communicability(complete(900).to_networkx())
+    assert got == pytest.approx(899 - math.log(900))
+
+
+def test_the_order_in_which_a_graph_was_made_changes_no_characteristic():
+    wiring = random(14, 0.35, 3).prune()[0]
+    graph = wiring.to_networkx()
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        other = nx.DiGraph()
+        other.add_nodes_from(rng.permutation(wiring.num_nodes).tolist())
+        other.add_edges_from(rng.permutation(wiring.edges).tolist())
+        expected = metrics.characteristics(graph)
+        assert metrics.characteristics(other) == pytest.approx(expected, rel=1e-9)
+
+
+def test_source_and_target_are_those_of_the_graph():
+    graph = nx.DiGraph([('in', 'a'), ('a', 'out'), ('in', 'out')])
+    assert metrics.path_counts(graph) == {1: 1, 2: 1}
+    assert metrics.characteristics(graph)['edge_connectivity'] == 2
+    assert metrics.characteristics(graph, 'a', 'out')['edge_connectivity'] == 1
+    graph.add_edge('b', 'out')
+    with pytest.raises(ValueError, match='2 nodes could be the source: say which'):
+        metrics.max_path(graph)
+    assert metrics.max_path(graph, 'in') == 2
 
 
 def test_weights_on_edges_change_nothing():
@@ -173,14 +226,23 @@ def some_rows(count: int = 5) -> list[dict]:
 
 def test_similarity_is_the_kernel_of_standardised_features():
     rows = some_rows()
-    values = np.array([[row[name] for name in metrics.FEATURES] for row in rows])
+    features = ['sparsity', 'nodes', *metrics.CHARACTERISTICS]
+    values = np.array([[row[name] for name in features] for row in rows])
     spread = values.std(0)
     points = (values - values.mean(0)) / np.where(spread > 1e-12, spread, 1)
     got = metrics.similarity(rows)
-    assert np.allclose(got, rbf_kernel(points, gamma=1 / len(metrics.FEATURES)))
+    assert np.allclose(got, rbf_kernel(points, gamma=1 / len(features)))
     assert np.allclose(np.diag(got), 1)
     assert np.allclose(got, got.T)
     assert got[0, 1] > got[0, 4]
+
+
+def test_where_the_nodes_are_counts_for_similarity():
+    rows = [{**some_rows(1)[0], 'nodes_0': n, 'nodes_1': 9 - n, 'sparsity_0': 0.5} for n in (2, 3)]
+    assert metrics.features_of(rows)[2:5] == ['nodes_0', 'nodes_1', 'sparsity_0']
+    assert metrics.similarity(rows)[0, 1] < 0.6
+    rows[1].pop('nodes_1')  # not known of both
+    assert 'nodes_1' not in metrics.features_of(rows)
 
 
 def test_similarity_knows_no_units():
@@ -214,17 +276,17 @@ def test_umap_is_asked_for_by_name_and_may_be_missing(monkeypatch):
 def test_without_a_path_there_is_no_length(name):
     graph = Wiring(4, [(0, 1), (2, 3)]).to_networkx()
     with pytest.raises(ValueError, match='no path leads from 0 to 3'):
-        getattr(metrics, name)(graph)
-    assert metrics.path_counts(graph) == {}
-    assert metrics.edge_connectivity(graph) == 0
-    assert metrics.ln_communicability(graph) == -math.inf
+        getattr(metrics, name)(graph, 0, 3)
+    assert metrics.path_counts(graph, 0, 3) == {}
+    assert metrics.edge_connectivity(graph, 0, 3) == 0
+    assert metrics.ln_communicability(graph, 0, 3) == -math.inf
 
 
 @pytest.mark.parametrize(
     ('graph', 'told'),
     [
         (nx.Graph([(0, 1)]), 'DiGraph is needed, got Graph'),
-        (nx.DiGraph([(0, 1), (1, 2), (2, 1)]), 'has a cycle'),
+        (nx.DiGraph([(0, 1), (1, 2), (2, 1), (2, 3)]), 'has a cycle'),
         (nx.empty_graph(1, nx.DiGraph), 'with input and output is needed, got 1'),
     ],
 )

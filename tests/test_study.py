@@ -22,15 +22,16 @@ from timm_topo.training.options import labelled, parse_args
 from timm_topo.training.study import KINDS, Study
 
 TRAINING = [
-    '--model', 'dagnet', '--model-kwargs', 'num_nodes=6', 'channels=2', 'sparsity_weight=0.01',
-    '--train-images', '64', '--epochs', '2', '-b', '32', '-vb', '360', '-j', '0', '--no-aug',
-    '--lr', '0.05', '--smoothing', '0', '--no-tensorboard',
+    '--model', 'dagnet', '--model-kwargs', 'num_nodes=6', 'channels=2', 'sparsity_weight=0.3',
+    '--train-images', '64', '--epochs', '4', '-b', '32', '-vb', '360', '-j', '0', '--no-aug',
+    '--lr', '0.2', '--smoothing', '0', '--no-tensorboard',
 ]  # fmt: skip
+AT = 'at_0.004'
 DATA = {'easy': ('colour/digits', None), 'hard': ('tiles/digits', None)}
 
 
 def make_study(output: Path, seeds=(0,), **options) -> Study:
-    options = {'threshold': 0.4, 'thresholds': (0.1, 0.4, 0.99), **options}
+    options = {'threshold': 0.004, 'thresholds': (0.001, 0.004, 0.99), **options}
     return Study(output, DATA, seeds, parse_args(TRAINING), **options)
 
 
@@ -56,10 +57,10 @@ def test_every_network_of_a_study_is_what_it_is_called(finished):
     ]
     for label, (name, _) in DATA.items():
         home = output / label / '0'
-        full, pruned = loaded(home / 'full' / 'model'), loaded(home / 'pruned')
-        expected, report = prune(full, 0.4)
+        full, pruned = loaded(home / 'full' / 'model'), loaded(home / AT / 'pruned')
+        expected, report = prune(full, 0.004)
         assert pruned.dag.wiring == expected.dag.wiring
-        rerun, fitted = (loaded(home / k / 'model') for k in ('rerun', 'fitted'))
+        rerun, fitted = (loaded(home / AT / k / 'model') for k in ('rerun', 'fitted'))
         assert rerun.dag.wiring == fitted.dag.wiring == pruned.dag.wiring
         assert rerun.sizes == full.sizes
         assert fitted.sizes['channels'] >= full.sizes['channels']
@@ -79,20 +80,20 @@ def test_every_network_of_a_study_is_what_it_is_called(finished):
 def test_the_networks_trained_again_start_from_other_weights(finished):
     output, _ = finished
     for label in DATA:
-        args = (output / label / '0' / 'rerun' / 'args.yaml').read_text()
+        args = (output / label / '0' / AT / 'rerun' / 'args.yaml').read_text()
         assert 'seed: 1000\n' in args
         assert 'save: last\n' in args
-        assert 'sparsity_weight: 0.01\n' in args
+        assert 'sparsity_weight: 0.3\n' in args
 
 
 def test_a_study_leaves_tables_and_figures(finished):
     output, text = finished
     sweeps = read_csv(output / 'sweep.csv')
-    assert [row['threshold'] for row in sweeps] == ['0.1', '0.4', '0.99'] * 2
+    assert [row['threshold'] for row in sweeps] == ['0.001', '0.004', '0.99'] * 2
     graphs = read_csv(output / 'characteristics.csv')
     assert [row['label'] for row in graphs] == list(DATA)
     for row in graphs:
-        stage = loaded(output / row['label'] / '0' / 'pruned').dag
+        stage = loaded(output / row['label'] / '0' / AT / 'pruned').dag
         assert int(row['edges']) == stage.wiring.num_edges
         assert float(row['sparsity']) == pytest.approx(1 - stage.wiring.num_edges / 15)
     names = {path.stem for path in output.glob('*.svg')}
@@ -105,7 +106,7 @@ def test_a_study_goes_on_where_it_was(finished, monkeypatch):
     """Nothing is trained again; what is missing is made."""
     output, text = finished
     (output / 'results.csv').unlink()
-    (output / 'easy' / '0' / 'results.csv').unlink()
+    (output / 'easy' / '0' / AT / 'results.csv').unlink()
     monkeypatch.setattr(study_module, 'train', lambda args: pytest.fail('trained again'))
     assert make_study(output).run() == text
     assert (output / 'results.csv').exists()
@@ -117,10 +118,68 @@ def test_other_options_do_not_pass_for_the_old_ones(finished):
     output, _ = finished
     other = make_study(output)
     other.options.lr = 0.01
-    with pytest.raises(ValueError, match=r'easy.0.full was made with lr 0.05, not 0.01'):
+    with pytest.raises(ValueError, match=r'easy.0.full was made with lr 0.2, not 0.01'):
         other.run()
-    with pytest.raises(ValueError, match=r'threshold 0.4, not 0.2'):
-        make_study(output, threshold=0.2).run()
+    other = make_study(output)
+    other.data = {'easy': ('tiles/digits', None)}
+    with pytest.raises(ValueError, match=r'made with dataset colour/digits, not tiles/digits'):
+        other.run()
+    for name in ('data_dir', 'seed', 'model_kwargs'):
+        assert name not in study_module._FREE
+
+
+def test_another_threshold_takes_the_full_graphs_that_are_there(finished, monkeypatch):
+    output, _ = finished
+    trained = []
+
+    def train(args):
+        trained.append((args.experiment, args.from_saved))
+        return real(args)
+
+    real = study_module.train
+    monkeypatch.setattr(study_module, 'train', train)
+    other = make_study(output, threshold=0.001, thresholds=(0.001, 0.002))
+    other.data = {'easy': DATA['easy']}
+    other.run()
+    pruned = str(output / 'easy' / '0' / 'at_0.001' / 'pruned')
+    assert trained == [('rerun', pruned), ('fitted', pruned)]
+    rows = read_csv(output / 'easy' / '0' / 'sweep.csv')
+    assert [row['threshold'] for row in rows] == ['0.001', '0.002']
+    (output / 'easy' / '0' / 'sweep.csv').unlink()  # as the other tests expect
+    make_study(output).run()
+
+
+def test_grey_networks_are_evaluated_on_grey_images(tmp_path):
+    study = make_study(tmp_path)
+    study.options.model_kwargs = {**study.options.model_kwargs, 'in_chans': 1}
+    study.data = {'grey': ('digits', None)}
+    study.run()
+    assert (tmp_path / 'thresholds.svg').exists()
+
+
+@pytest.mark.parametrize(
+    ('change', 'told'),
+    [
+        (dict(threshold=-1.0), 'finite and >= 0, got -1'),
+        (dict(thresholds=(0.1, math.nan)), 'finite and >= 0, got nan'),
+        (dict(thresholds=()), 'at least one seed and one threshold'),
+        (dict(seeds=()), 'at least one seed and one threshold'),
+        (dict(data={str(n): ('digits', None) for n in range(7)}), '1 to 6 data sets .* got 7'),
+        (dict(model='test_toponet'), 'networks of one graph .*test_toponet has 4'),
+        (dict(model='resnet18'), 'resnet18 has 0'),
+        (dict(model='dagnetwork'), "unknown model 'dagnetwork'"),
+    ],
+)
+def test_what_cannot_be_studied_is_refused_before_anything_is_trained(change, told, tmp_path):
+    study = make_study(tmp_path / 'out')
+    for name, value in change.items():
+        if name == 'model':
+            study.options.model, study.options.model_kwargs = value, {}
+        else:
+            setattr(study, name, value)
+    with pytest.raises(ValueError, match=told):
+        study.run()
+    assert not (tmp_path / 'out').exists()
 
 
 def test_a_threshold_that_cuts_a_network_apart_is_told_and_the_others_go_on(
@@ -133,17 +192,9 @@ def test_a_threshold_that_cuts_a_network_apart_is_told_and_the_others_go_on(
     assert told.count('leaves no path from its input to its output') == 2
     rows = read_csv(tmp_path / 'results.csv')
     assert [row['kind'] for row in rows] == [KINDS[0]] * 2
-    assert not list(tmp_path.glob('*/*/pruned'))
+    assert not list(tmp_path.glob('*/*/*/pruned'))
     assert KINDS[1] not in text
     assert (tmp_path / 'accuracy.svg').exists()
-
-
-def test_networks_of_several_graphs_are_refused(tmp_path):
-    study = make_study(tmp_path)
-    study.options.model, study.options.model_kwargs = 'test_toponet', {}
-    study.options.epochs, study.options.img_size = 1, 32
-    with pytest.raises(ValueError, match='networks of one graph with static weights'):
-        study.run()
 
 
 # -- thresholds -----------------------------------------------------------------------------------
@@ -281,9 +332,26 @@ def test_a_contact_sheet_shows_each_class_once(tool, tmp_path, monkeypatch):
     assert tool('contact_sheet', 'digits', '-o', tmp_path / 'x.png')[0] == 0
     data = load_dataset('digits')
     for label, image in enumerate(shown['digits']):
-        index = next(i for i in range(len(data)) if data[i][1] == label)
-        assert np.array_equal(image, np.asarray(data[index][0]))
+        same = [i for i in range(len(data)) if np.array_equal(image, np.asarray(data[i][0]))]
+        assert label in [data[i][1] for i in same]
     assert shown['names'] == [str(digit) for digit in range(10)]
+
+
+def test_a_sorted_folder_is_not_shown_under_the_wrong_names(tool, tmp_path, monkeypatch):
+    from timm_topo.analysis import plot
+
+    for n, name in enumerate(('black', 'grey', 'white')):
+        folder = tmp_path / 'train' / name
+        folder.mkdir(parents=True)
+        for i in range(150):
+            Image.new('L', (4, 4), 100 * n).save(folder / f'{i}.png')
+    shown = {}
+    monkeypatch.setattr(plot, 'contact_sheet', lambda rows, names: shown.update(rows, names=names))
+    monkeypatch.setattr(plot, 'save_figure', lambda *_: 'nothing')
+    assert tool('contact_sheet', f'@{tmp_path}', '-o', tmp_path / 'x.png')[0] == 0
+    (images,) = (row for name, row in shown.items() if name != 'names')
+    assert [image.max() for image in images] == [0, 100, 200]
+    assert shown['names'] == ['black', 'grey', 'white']
 
 
 # -- bad input ------------------------------------------------------------------------------------
@@ -324,6 +392,8 @@ def test_tools_name_what_is_wrong(name, args, told, tool, saved, tmp_path, monke
         (['--data', 'a=digits', '--', '--epochs', '0'], '--epochs must be at least 1'),
         (['--data', 'a=digits', '--', '--from-saved', 'x'], 'a study chooses --from-saved'),
         (['--data', 'a=digits', '--', '--dataset', 'idx'], 'a study chooses --dataset'),
+        (['--data', 'digits'], "must be LABEL=NAME or LABEL=NAME@DIR, got 'digits'"),
+        (['--data', 'colour:noise=0.2/digits'], 'must be LABEL=NAME'),
     ],
 )
 def test_a_study_checks_its_options_before_it_trains(args, told, tool, tmp_path):
@@ -334,8 +404,8 @@ def test_a_study_checks_its_options_before_it_trains(args, told, tool, tmp_path)
 
 
 def test_a_study_by_its_command(tool, tmp_path):
-    args = ['-o', tmp_path, '--data', 'easy=colour/digits', '--seeds', 0, 1, '--threshold', 0.3]
-    status, _, err = tool('study', *args, '--thresholds', 0.3, '--', *TRAINING)
+    args = ['-o', tmp_path, '--data', 'easy=colour/digits', '--seeds', 0, 1, '--threshold', 0.004]
+    status, _, err = tool('study', *args, '--thresholds', 0.004, '--', *TRAINING)
     assert (status, err) == (0, '')
     assert len(read_csv(tmp_path / 'results.csv')) == 2 * len(KINDS)
     rows = group(read_csv(tmp_path / 'characteristics.csv'), 'seed')

@@ -1060,6 +1060,11 @@ def test_training_on_some_of_the_images(argv, data):
         run(argv('--train-images', 16, '--epochs', 2))
     expected = Portion(load_dataset('idx', data), 16).chosen
     assert sorted(seen) == sorted(2 * expected)
+    seen.clear()
+    folder = run(argv('--train-images', 8, '--train-split', 'validation', '--experiment', 'x'))
+    assert len(seen) == 8
+    model = timm_topo.load(folder['model'])  # evaluated on all 11 images
+    assert folder['best_top1'] == accuracy(model, load_dataset('idx', data, 'validation'))
 
 
 def test_a_pruned_dag_trains_from_scratch_as_it_is(argv, thin):
@@ -1076,7 +1081,8 @@ def test_a_pruned_dag_trains_from_scratch_as_it_is(argv, thin):
 
 
 def test_a_pruned_dag_trains_with_the_channels_that_fit(argv, thin):
-    wide = ['--img-size', 8, '--from-saved', thin, '--model-kwargs', '--fit-parameters', 3000]
+    own = ['channels=2', 'num_nodes=6']  # as the config of the whole network says
+    wide = ['--img-size', 8, '--from-saved', thin, '--model-kwargs', *own, '--fit-parameters', 3000]
     model = timm_topo.load(run(list(map(str, [*argv(), *wide])))['model'])
     before = timm_topo.load(thin)
     assert model.dag.wiring == before.dag.wiring
@@ -1101,7 +1107,7 @@ def test_a_pruned_dag_trains_with_the_channels_that_fit(argv, thin):
         ),
         (
             ['--from-saved', 'THIN', '--fit-parameters', 999, '--model-kwargs', 'channels=3'],
-            'chooses the option channels, which .* is given',
+            'chooses the option channels, and 3 are given',
         ),
         (
             ['--from-saved', 'TOPO', '--fit-parameters', 999, '--model-kwargs'],

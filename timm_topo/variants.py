@@ -128,7 +128,7 @@ class Tiled(Variant):
         self.size, self.seed = size, _seed(seed)
 
     def change(self, image: Image.Image, index: int) -> Image.Image:
-        pixels = np.asarray(image)
+        pixels = np.asarray(image.convert('RGB'))
         if pixels.shape[0] % self.size or pixels.shape[1] % self.size:
             raise ValueError(
                 f'image {index} of {image.size} cannot be cut into tiles of {self.size}'

@@ -69,8 +69,7 @@ def panels(models: list[tuple[str, str]]) -> list:
         for name, stage in graph_stages(model).items():
             values = weights.get(name, [1.0] * stage.wiring.num_edges)
             title = label if len(graph_stages(model)) == 1 else f'{label}, {name}'
-            levels = getattr(stage, 'levels', None)
-            drawn.append(Panel(title, stage.wiring, values, stage.node_ids, levels))
+            drawn.append(Panel(title, stage.wiring, values, stage.node_ids, stage.levels))
     return drawn
 
 

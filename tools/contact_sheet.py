@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Look at data sets: ``python tools/contact_sheet.py digits colour/digits -o sheet.png``.
 
-One row per data set, one image per class, as they are before augmentation and normalisation. A
-folder is given behind the name: ``colour/idx@/data/mnist``.
+One row per data set, one column per class, images as they are before augmentation and
+normalisation. A folder is given behind the name: ``colour/idx@/data/mnist``.
 """
 
 import argparse
@@ -20,7 +20,7 @@ def parse_args() -> argparse.Namespace:
         'datasets', nargs='+', metavar='NAME[@FOLDER]', help='as for tools/train.py'
     )
     parser.add_argument('--split', default='train')
-    parser.add_argument('--columns', type=int, default=10, metavar='N', help='images per row')
+    parser.add_argument('--columns', type=int, default=10, metavar='N', help='classes at most')
     parser.add_argument('-o', '--output', required=True, metavar='FILE')
     args = parser.parse_args()
     if args.columns < 1:
@@ -28,18 +28,17 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def examples(dataset, count: int) -> list[np.ndarray]:
-    """The first image of each of the first classes; then, if classes are few, the next images."""
-    first, more = {}, []
-    for index in range(min(len(dataset), 100 * count)):
+def examples(dataset, count: int) -> list[np.ndarray | None]:
+    """An image of each of the first classes; None where there is none among many."""
+    found = {}
+    order = np.random.default_rng(0).permutation(len(dataset))
+    for index in order[:5000].tolist():
         image, label = dataset[index]
-        if label < count and label not in first:
-            first[label] = np.asarray(image.convert('RGB'))
-        elif len(more) < count:
-            more.append(np.asarray(image.convert('RGB')))
-        if len(first) == count:
+        if label < count and label not in found:
+            found[label] = np.asarray(image.convert('RGB'))
+        if len(found) == count:
             break
-    return ([first[label] for label in sorted(first)] + more)[:count]
+    return [found.get(label) for label in range(count)]
 
 
 def main(args: argparse.Namespace) -> None:
@@ -47,8 +46,9 @@ def main(args: argparse.Namespace) -> None:
     for given in args.datasets:
         name, _, folder = given.partition('@')
         dataset = load_dataset(name, folder or None, args.split)
-        rows[f'{name}\n{folder}' if folder else name] = examples(dataset, args.columns)
         names.append(class_names(dataset))
+        columns = min(args.columns, len(names[-1]) if names[-1] else args.columns)
+        rows[f'{name}\n{folder}' if folder else name] = examples(dataset, columns)
     shared = names[0] if all(one == names[0] for one in names) else None
     fig = contact_sheet(rows, (shared or [])[: args.columns])
     print(f'written: {save_figure(fig, args.output)}')

@@ -15,7 +15,7 @@ from timm_topo.analysis.cost import count_flops, count_parameters, input_size_of
 from timm_topo.analysis.prune import prune, recalibrate
 from timm_topo.data import load_dataset
 from timm_topo.stages import graph_stages
-from timm_topo.training.evaluate import accuracy, image_batches
+from timm_topo.training.evaluate import accuracy, image_batches, image_mode
 
 
 def parse_args() -> argparse.Namespace:
@@ -46,7 +46,7 @@ def parse_args() -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     model = timm_topo.load(args.model).eval()
-    mode = 'L' if input_size_of(model)[0] == 1 else 'RGB'
+    mode = image_mode(model)
     data = None
     if args.dataset is not None:
         data = load_dataset(args.dataset, args.data_dir, args.val_split, mode)

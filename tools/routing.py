@@ -16,12 +16,12 @@ import torch
 from tqdm import tqdm
 
 import timm_topo
-from timm_topo.analysis.cost import input_size_of, latency
+from timm_topo.analysis.cost import latency
 from timm_topo.analysis.routing import StageRouting, class_offsets, routing, routing_metrics
 from timm_topo.connectivity.router import RouterConnectivity, check_tau, set_tau
 from timm_topo.data import class_names, load_dataset
 from timm_topo.stages import graph_stages
-from timm_topo.training.evaluate import accuracy, eval_loader, image_batches, sample
+from timm_topo.training.evaluate import accuracy, eval_loader, image_batches, image_mode, sample
 from timm_topo.training.options import positive
 
 
@@ -55,7 +55,7 @@ def main(args: argparse.Namespace) -> None:
     if not any(isinstance(s.connectivity, RouterConnectivity) for s in stages.values()):
         raise ValueError(f'{args.model} has no routers')
     check_output(args, stages)
-    mode = 'L' if input_size_of(model)[0] == 1 else 'RGB'
+    mode = image_mode(model)
     data = load_dataset(args.dataset, args.data_dir, args.split, mode)
     routes = follow(model, data, args.images)
     for name, route in routes.items():

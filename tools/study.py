@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 import timm_topo  # noqa: F401  registers the models
-from timm_topo.training.options import labelled, parse_args
+from timm_topo.training.options import parse_args
 from timm_topo.training.study import THRESHOLDS, Study
 
 _OURS = {
@@ -29,24 +29,23 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('-o', '--output', type=Path, required=True, metavar='DIR')
     parser.add_argument(
-        '--data', nargs='+', type=labelled, required=True, metavar='LABEL=NAME[@DIR]',
+        '--data', nargs='+', type=_data, required=True, metavar='LABEL=NAME[@DIR]',
         help='data sets as for tools/train.py, with their folders',
     )  # fmt: skip
     parser.add_argument('--seeds', nargs='+', type=int, default=[0], metavar='N')
     parser.add_argument('--threshold', type=float, default=0.006, metavar='TAU')
     parser.add_argument('--thresholds', nargs='+', type=float, default=THRESHOLDS, metavar='TAU')
     parser.add_argument('-c', '--config', metavar='FILE', help='as for tools/train.py')
-    own, _, training = _split(sys.argv[1:])
+    own, training = _split(sys.argv[1:])
     args = parser.parse_args(own)
     if len(dict(args.data)) < len(args.data) or len(set(args.seeds)) < len(args.seeds):
         parser.error('a label or a seed is given twice')
     if chosen := sorted(_OURS & {option.partition('=')[0] for option in training}):
         parser.error(f'a study chooses {", ".join(chosen)} itself')
     options = parse_args([*(['-c', args.config] if args.config else []), *training])
-    places = {label: given.partition('@') for label, given in args.data}
     study = Study(
         output=args.output,
-        data={label: (name, folder or None) for label, (name, _, folder) in places.items()},
+        data=dict(args.data),
         seeds=args.seeds,
         options=options,
         threshold=args.threshold,
@@ -57,9 +56,17 @@ def main() -> int:
     return 0
 
 
-def _split(argv: list[str]) -> tuple[list[str], str, list[str]]:
+def _data(text: str) -> tuple[str, tuple[str, str | None]]:
+    label, _, place = text.partition('=')
+    name, _, folder = place.partition('@')
+    if not place or not label or set(label) & set('/:'):
+        raise argparse.ArgumentTypeError(f'must be LABEL=NAME or LABEL=NAME@DIR, got {text!r}')
+    return label, (name, folder or None)
+
+
+def _split(argv: list[str]) -> tuple[list[str], list[str]]:
     at = argv.index('--') if '--' in argv else len(argv)
-    return argv[:at], '--', argv[at + 1 :]
+    return argv[:at], argv[at + 1 :]
 
 
 if __name__ == '__main__':

@@ -14,14 +14,12 @@ from tqdm import tqdm
 
 import timm_topo
 from timm_topo.analysis.compare import threshold_sweep
-from timm_topo.analysis.cost import input_size_of
 from timm_topo.analysis.tables import group, mean_and_spread, text_table, write_csv
 from timm_topo.data import load_dataset
 from timm_topo.stages import graph_stages
-from timm_topo.training.evaluate import accuracy, image_batches
+from timm_topo.training.evaluate import accuracy, image_batches, image_mode
 from timm_topo.training.options import labelled
-
-THRESHOLDS = (0.001, 0.002, 0.004, 0.006, 0.008, 0.01, 0.02, 0.04, 0.08)
+from timm_topo.training.study import THRESHOLDS
 
 
 def parse_args() -> argparse.Namespace:
@@ -32,6 +30,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--data-dir', metavar='DIR')
     parser.add_argument('--val-split', default='validation')
     parser.add_argument('--train-split', default='train', help='for weights per image only')
+    parser.add_argument('--device', default='cpu')
     parser.add_argument('-o', '--output', required=True, metavar='CSV')
     parser.add_argument('--figure', metavar='SVG', help='accuracy and edges left per threshold')
     return parser.parse_args()
@@ -39,8 +38,8 @@ def parse_args() -> argparse.Namespace:
 
 def sweep(folder: str, args: argparse.Namespace) -> list[dict]:
     """Rows of one network."""
-    model = timm_topo.load(folder).eval()
-    mode = 'L' if input_size_of(model)[0] == 1 else 'RGB'
+    model = timm_topo.load(folder).to(args.device).eval()
+    mode = image_mode(model)
     data = load_dataset(args.dataset, args.data_dir, args.val_split, mode)
     images = None
     if any(stage.needs_context for stage in graph_stages(model).values()):
@@ -81,5 +80,5 @@ def main(args: argparse.Namespace) -> None:
 if __name__ == '__main__':
     try:
         main(parse_args())
-    except (ImportError, OSError, TypeError, ValueError) as error:
+    except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
         sys.exit(f'error: {error}')

@@ -76,7 +76,7 @@ def threshold_sweep(
         score: Accuracy of a model, say.
         images: As for :func:`timm_topo.analysis.prune.edge_weights`.
     """
-    possible = [s.node_ids[-1] + 1 for s in graph_stages(model).values()]
+    possible = [sum(stage.level_sizes) for stage in graph_stages(model).values()]
     for threshold in thresholds:
         keep = edge_mask(model, threshold, images=images)
         row = {'threshold': threshold, 'connected': 1}

@@ -21,7 +21,8 @@ def fit_channels(build: Callable[[int], nn.Module], parameters: int) -> int:
         parameters: How many there should be.
 
     Raises:
-        ValueError: ``parameters`` is less than half of what one channel takes.
+        ValueError: ``parameters`` is less than half of what one channel takes, or more than any
+            network has.
     """
 
     def count(channels: int) -> int:
@@ -34,6 +35,8 @@ def fit_channels(build: Callable[[int], nn.Module], parameters: int) -> int:
     high = 1
     while count(high) < parameters and high < _MOST:
         high *= 2
+    if count(high) < parameters:
+        raise ValueError(f'{parameters:,} parameters: {high:,} channels have {count(high):,}')
     low = high // 2
     while high - low > 1:  # count(low) < parameters <= count(high)
         middle = (low + high) // 2

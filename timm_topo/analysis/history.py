@@ -47,7 +47,8 @@ def read_edge_weights(run: str | Path) -> tuple[list[int], dict[str, np.ndarray]
         FileNotFoundError: There are none.
         ValueError: A file is damaged, or the files are of different networks.
     """
-    paths = sorted(p for p in (Path(run) / _FOLDER).glob('*.npz') if p.stem.isdecimal())
+    paths = [path for path in (Path(run) / _FOLDER).glob('*.npz') if path.stem.isdecimal()]
+    paths.sort(key=lambda path: int(path.stem))
     if not paths:
         raise FileNotFoundError(
             f'{run} has no {_FOLDER}/*.npz; a run of tools/train.py writes them'

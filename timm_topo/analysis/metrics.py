@@ -1,7 +1,7 @@
 """What a wiring is like, as a graph (Janik & Nowak, 2020, Tables 1 and 2; Fig. 5 and 6).
 
 Functions on any acyclic ``networkx.DiGraph`` between a source s and a target t; by default the
-smallest and the largest node, input and output of a :class:`timm_topo.wiring.Wiring`.
+only node without in-edges and the only one without out-edges.
 """
 
 import importlib
@@ -12,15 +12,15 @@ from fractions import Fraction
 import networkx as nx
 import numpy as np
 
-from ..stages import CrossStageGraph, GraphStage
+from ..stages import GraphStage
 from ..wiring import Wiring
 
 __all__ = [
     'CHARACTERISTICS',
-    'FEATURES',
     'characteristics',
     'edge_connectivity',
     'embed',
+    'features_of',
     'is_quasi_1d',
     'ln_communicability',
     'log_paths',
@@ -48,12 +48,19 @@ def _ends(graph: nx.DiGraph, source, target):
         raise ValueError(f'a networkx.DiGraph is needed, got {type(graph).__name__}')
     if len(graph) < 2:
         raise ValueError(f'a graph with input and output is needed, got {len(graph)} nodes')
-    source = min(graph) if source is None else source
-    target = max(graph) if target is None else target
-    for node in (source, target):
+    ends = []
+    for name, node, degrees in (
+        ('source', source, graph.in_degree), ('target', target, graph.out_degree)
+    ):  # fmt: skip
+        if node is None:
+            loose = [one for one, degree in degrees if degree == 0]
+            if len(loose) != 1:
+                raise ValueError(f'{len(loose)} nodes could be the {name}: say which')
+            node = loose[0]
         if node not in graph:
             raise ValueError(f'the graph has no node {node!r}')
-    return source, target
+        ends.append(node)
+    return tuple(ends)
 
 
 def path_counts(graph: nx.DiGraph, source=None, target=None) -> dict[int, int]:
@@ -116,7 +123,9 @@ def max_path(graph: nx.DiGraph, source=None, target=None) -> int:
 def ln_communicability(graph: nx.DiGraph, source=None, target=None) -> float:
     """ln exp(A + A^T)[s, t]: walks between s and t in either direction (Estrada & Hatano, 2008).
 
-    A walk of k steps counts 1 / k!. Minus infinity where s and t are in separate components.
+    A walk of k steps counts 1 / k!. Minus infinity where s and t are in separate components. Summed
+    walk by walk: ``expm`` and ``networkx.communicability_exp`` lose small values in the rounding of
+    large ones (a chain of 60 nodes has ln = -184.5, they say -139).
 
     Raises:
         ValueError: No directed graph, or no such node.
@@ -125,7 +134,19 @@ def ln_communicability(graph: nx.DiGraph, source=None, target=None) -> float:
     either_way = graph.to_undirected()
     if not nx.has_path(either_way, source, target):
         return -math.inf
-    return math.log(nx.communicability_exp(either_way)[source][target])
+    nodes = list(either_way)
+    adjacency = nx.to_scipy_sparse_array(either_way, nodes, weight=None, dtype=float, format='csr')
+    at, step, scale, total = nodes.index(source), 0, 0.0, -math.inf  # the last two as logarithms
+    walks = np.zeros(len(nodes))  # of ``step`` steps to the target, over step! and over the scale
+    walks[nodes.index(target)] = 1.0
+    while step < len(nodes) or scale > total - 40:  # from the N-th step on, there are ever fewer
+        step += 1
+        walks = adjacency @ walks / step
+        scale += math.log(walks.max())
+        walks /= walks.max()
+        if walks[at] > 0:
+            total = np.logaddexp(total, scale + math.log(walks[at]))
+    return float(total)
 
 
 def edge_connectivity(graph: nx.DiGraph, source=None, target=None) -> int:
@@ -146,7 +167,9 @@ def pca_elongation(graph: nx.DiGraph) -> float:
     """How long and thin the graph is drawn, from 0 (round) to 1 (a line).
 
     2 r - 1, with r the share of the first principal component in the variance of the nodes' places
-    in the plane by Kamada & Kawai, edges of length one, directions ignored.
+    in the plane by Kamada & Kawai, edges of length one, directions ignored. The layout is one local
+    minimum, found from a circle of the nodes in topological order: another order can give a value
+    that differs by 0.1.
 
     Raises:
         ImportError: scikit-learn is missing.
@@ -154,9 +177,19 @@ def pca_elongation(graph: nx.DiGraph) -> float:
     """
     if len(graph) < 2:
         raise ValueError(f'a layout needs at least 2 nodes, got {len(graph)}')
-    places = nx.kamada_kawai_layout(graph.to_undirected(), weight=None)
+    ordered = nx.Graph()
+    ordered.add_nodes_from(_ordered(graph))
+    ordered.add_edges_from(graph.edges)
+    places = nx.kamada_kawai_layout(ordered, weight=None)
     shares = _sklearn('decomposition').PCA().fit(list(places.values())).explained_variance_ratio_
     return float(2 * shares[0] - 1)
+
+
+def _ordered(graph: nx.DiGraph) -> list:
+    try:
+        return list(nx.lexicographical_topological_sort(graph))
+    except TypeError:  # names that cannot be compared
+        return list(nx.topological_sort(graph))
 
 
 def is_quasi_1d(graph: nx.DiGraph, source=None, target=None) -> bool:
@@ -195,15 +228,21 @@ CHARACTERISTICS = {
 }
 
 
-def characteristics(graph: nx.DiGraph | Wiring) -> dict[str, float]:
+def characteristics(graph: nx.DiGraph | Wiring, source=None, target=None) -> dict[str, float]:
     """Table 2 of one graph: every function of :data:`CHARACTERISTICS`, by name.
 
     Raises:
         ValueError: As for them.
     """
     if isinstance(graph, Wiring):
+        source, target = 0, graph.num_nodes - 1
         graph = graph.to_networkx()
-    return {name: function(graph) for name, function in CHARACTERISTICS.items()}
+    return {
+        name: function(graph)
+        if function in (mean_degree, pca_elongation)
+        else function(graph, source, target)
+        for name, function in CHARACTERISTICS.items()
+    }
 
 
 def stage_sizes(stage: GraphStage) -> dict[str, float]:
@@ -214,39 +253,43 @@ def stage_sizes(stage: GraphStage) -> dict[str, float]:
         within each of its stages and ``nodes_0``... Sparsity compares with the complete graph on
         the nodes that there were before pruning.
     """
-    wiring = stage.wiring
-    before = stage.node_ids[-1] + 1
+    wiring, levels = stage.wiring, stage.levels
     row = {
         'edges': wiring.num_edges,
-        'sparsity': sparsity(wiring.num_edges, before),
+        'sparsity': sparsity(wiring.num_edges, sum(stage.level_sizes)),
         'nodes': wiring.num_nodes,
     }
-    if isinstance(stage, CrossStageGraph):
-        for level in range(stage.levels[-1] + 1):
-            inside = [s for s, t in wiring.edges if stage.levels[s] == stage.levels[t] == level]
-            size = before // (stage.levels[-1] + 1)
-            row[f'sparsity_{level}'] = sparsity(len(inside), size)
-            row[f'nodes_{level}'] = stage.levels.count(level)
+    if len(stage.level_sizes) > 1:
+        for level, size in enumerate(stage.level_sizes):
+            inside = sum(levels[s] == levels[t] == level for s, t in wiring.edges)
+            row[f'sparsity_{level}'] = sparsity(inside, size)
+            row[f'nodes_{level}'] = levels.count(level)
     return row
 
 
 def stage_characteristics(stage: GraphStage) -> dict[str, float]:
     """Tables 1 and 2: :func:`stage_sizes`, :func:`characteristics` and ``quasi_1d``, 0 or 1."""
-    graph = stage.wiring.to_networkx()
-    return {
-        **stage_sizes(stage),
-        **characteristics(graph),
-        'quasi_1d': int(is_quasi_1d(graph)),
-    }
+    row = {**stage_sizes(stage), **characteristics(stage.wiring)}
+    elongated = row['pca_elongation'] > 0.25
+    return {**row, 'quasi_1d': int(elongated and row['edge_connectivity'] > 1)}
 
 
-#: What networks are compared by: all of Tables 1 and 2 but the number of parameters.
-FEATURES = ('sparsity', 'nodes', *CHARACTERISTICS)
+def features_of(rows: Sequence[Mapping[str, float]]) -> list[str]:
+    """What networks are compared by: Tables 1 and 2 but the number of parameters.
+
+    Sparsity and nodes per stage count where every network has them.
+    """
+    shared = [name for name in rows[0] if all(name in row for row in rows)] if rows else []
+    per_stage = [name for name in shared if name.startswith(('sparsity_', 'nodes_'))]
+    return ['sparsity', 'nodes', *per_stage, *CHARACTERISTICS]
 
 
-def _standardised(rows: Sequence[Mapping[str, float]], features: Sequence[str]) -> np.ndarray:
+def _standardised(
+    rows: Sequence[Mapping[str, float]], features: Sequence[str] | None
+) -> np.ndarray:
     if len(rows) < 2:
         raise ValueError(f'networks are compared with one another, got {len(rows)}')
+    features = features_of(rows) if features is None else features
     missing = [name for name in features if any(name not in row for row in rows)]
     if missing or not features:
         raise ValueError(f'not every network has {", ".join(missing) or "any feature"}')
@@ -257,7 +300,7 @@ def _standardised(rows: Sequence[Mapping[str, float]], features: Sequence[str]) 
 
 
 def similarity(
-    rows: Sequence[Mapping[str, float]], features: Sequence[str] = FEATURES
+    rows: Sequence[Mapping[str, float]], features: Sequence[str] | None = None
 ) -> np.ndarray:
     """Pairwise similarity of n networks, ``(n, n)`` from 0 to 1 (Fig. 5).
 
@@ -266,7 +309,7 @@ def similarity(
 
     Args:
         rows: As from :func:`stage_characteristics`.
-        features: Which of them count.
+        features: Which of them count; by default :func:`features_of`.
 
     Raises:
         ValueError: Fewer than two networks, a missing feature, or one that is not finite.
@@ -277,7 +320,7 @@ def similarity(
 def embed(
     rows: Sequence[Mapping[str, float]],
     method: str = 'pca',
-    features: Sequence[str] = FEATURES,
+    features: Sequence[str] | None = None,
     seed: int = 0,
 ) -> np.ndarray:
     """Networks as points in the plane, ``(n, 2)``, similar ones near each other (Fig. 6).

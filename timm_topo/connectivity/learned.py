@@ -14,9 +14,9 @@ from .base import StaticConnectivity, register_connectivity
 class LearnedConnectivity(StaticConnectivity):
     """Partial contract: one parameter per edge. Implement ``squash`` and ``unsquash``.
 
-    Without ``weigh_sole``, the only in-edge of a node has no parameter: it carries 1, for a factor
-    in front of a normalised convolution changes nothing. Where pruning leaves a node one in-edge,
-    that edge keeps the weight it had, as a constant, until ``reset_parameters``.
+    Without ``weigh_sole``, the only in-edge of a node has no parameter: it carries 1, as batch
+    norm takes a positive factor away again. Where pruning leaves a node one in-edge, that edge
+    keeps the weight it had, as a constant, until ``reset_parameters``.
 
     Args:
         wiring: The wiring.

@@ -1,6 +1,7 @@
 """Networks, a table of variants each, and their timm entry points."""
 
 from . import dgnet, topomobilenet
+from .cross_stage import CrossStageNet
 from .dagnet import DagNet
 from .families import Rewired
 from .rewired import rewire, unwire
@@ -8,6 +9,7 @@ from .toponet import TopoNet
 from .toporesnet import ResNetCifar, ResNetV2Cifar
 
 __all__ = [
+    'CrossStageNet',
     'DagNet',
     'ResNetCifar',
     'ResNetV2Cifar',

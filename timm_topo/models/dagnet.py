@@ -6,20 +6,21 @@ leaves the network its data set needs.
 """
 
 from collections.abc import Sequence
-from typing import Callable, List, Optional, Tuple, Union
+from functools import partial
+from typing import Callable, Optional, Union
 
 import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from torch import Tensor, nn
+from torch import nn
 
 from ..connectivity import build_connectivity
 from ..generators import is_explicit, make_wiring
-from ..nodes import ConvResidualNode
+from ..nodes import NODES
 from ..sparsity import check_sparsity, check_sparsity_weight
 from ..stages import CrossStageGraph, jumps
 from ..wiring import Wiring
-from .base import ClassifierNet, imagenet_cfg, norm_class, per_stage
-from .levels import take_indices
+from .base import imagenet_cfg, norm_class, per_stage
+from .cross_stage import CrossStageNet
 
 __all__ = ['DagNet']
 
@@ -27,22 +28,20 @@ __all__ = ['DagNet']
 _TANH = {'name': 'tanh', 'weigh_sole': False}
 
 
-class DagNet(ClassifierNet):
+class DagNet(CrossStageNet):
     """One graph from the image to the last feature map, then pooling and classifier (section 3).
 
     Nodes are spread evenly over the stages, each with half the resolution and twice the channels
-    of the one before. All nodes are :class:`timm_topo.nodes.ConvResidualNode`, the first reads the
-    image, and so are the transitions to later stages. The last node, unlike that of a TopoNet
-    stage, computes as well.
-
-    Features are the maps of the last node of each stage, for lack of a better place: other edges
-    pass them by.
+    of the one before. The first node reads the image; the last, unlike that of a TopoNet stage,
+    computes as well. Transitions to later stages are nodes too, with a stride.
 
     Args:
         num_nodes: Nodes, input and output included: the paper's 60.
         num_stages: Resolutions; divides ``num_nodes``.
         channels: C, channels of the first stage.
         input_stride: Stride of the first node.
+        node: What nodes compute, a key of :data:`timm_topo.nodes.NODES`: the first node and the
+            transitions are entries of that kind.
         wiring: What :func:`timm_topo.generators.make_wiring` takes.
         connectivity: What :func:`timm_topo.connectivity.build_connectivity` takes, a static rule.
         node_ids: The ids of the nodes that pruning left, 0 and ``num_nodes - 1`` among them; by
@@ -69,6 +68,7 @@ class DagNet(ClassifierNet):
         num_stages: int = 3,
         channels: int = 11,
         input_stride: int = 1,
+        node: str = 'conv_residual',
         wiring: Union[str, dict, Wiring, Sequence] = 'complete',
         connectivity: Union[str, dict, type, Sequence] = _TANH,
         node_ids: Optional[Sequence] = None,
@@ -97,136 +97,44 @@ class DagNet(ClassifierNet):
         ids = list(range(num_nodes)) if node_ids is None else _only(node_ids)
         if ids[0] != 0 or ids[-1] != num_nodes - 1:
             raise ValueError(f'node_ids must lead from 0 to {num_nodes - 1}, got {ids}')
+        if node not in NODES:
+            raise ValueError(f'unknown node {node!r}; known: {", ".join(NODES)}')
         dd = {'device': device, 'dtype': dtype}
-        node = dict(norm_layer=norm_class(norm_layer), **dd)
+        parts = partial(NODES[node], dilation=1, norm_layer=norm_class(norm_layer), **dd)
         self.sizes = {**sizes, 'input_stride': input_stride}
         self.in_chans = in_chans
         self.sparsity = check_sparsity(sparsity)
         self.sparsity_weight = check_sparsity_weight(sparsity_weight)
 
         levels = [i // (num_nodes // num_stages) for i in ids]
-        widths = [channels * 2**level for level in levels]
+        self.widths = [channels * 2**level for level in range(num_stages)]
+        self.strides = [input_stride * 2**level for level in range(num_stages)]
+        widths = [self.widths[level] for level in levels]
         if len(ids) != wiring.num_nodes:
             raise ValueError(f'{wiring} needs as many node_ids, got {ids}')
         self.dag = CrossStageGraph(
             wiring,
             build_connectivity(rule, wiring, **dd),
-            ConvResidualNode(in_chans, widths[0], input_stride, **node),
-            [ConvResidualNode(width, width, **node) for width in widths[1:-1]],
+            parts(in_chans, channels, 0, input_stride).entry,
+            [parts(width, width, 1, 1).nodes[0] for width in widths[1:-1]],
             levels,
             {
-                (source, level): ConvResidualNode(
-                    widths[source], channels * 2**level, 2 ** (level - levels[source]), **node
-                )
+                (source, level): parts(
+                    widths[source], self.widths[level], 0, 2 ** (level - levels[source])
+                ).entry
                 for source, level in jumps(wiring, levels)
             },
             node_ids=ids,
+            level_sizes=[num_nodes // num_stages] * num_stages,
         )
-        self.output = ConvResidualNode(widths[-1], widths[-1], **node)
+        self.output = parts(widths[-1], widths[-1], 1, 1).nodes[0]
         self.num_features = widths[-1]
         self.set_head(num_classes, global_pool, drop_rate, **dd)
         self.init_weights()
 
-    @property
-    @torch.jit.unused
-    def ends(self) -> list[int]:
-        """The last node of each stage; pruning may leave a stage none."""
-        return sorted({level: node for node, level in enumerate(self.dag.levels)}.values())
-
-    @property
-    @torch.jit.unused
-    def feature_info(self) -> list[dict]:
-        """Channels, stride and module of each feature, as timm keeps them."""
-        channels, stride, last = self.sizes['channels'], self.sizes['input_stride'], self.ends[-1]
-        modules = {0: 'dag.entry', last: 'output'}
-        return [
-            dict(
-                num_chs=channels * 2 ** self.dag.levels[node],
-                reduction=stride * 2 ** self.dag.levels[node],
-                module=modules.get(node, f'dag.nodes.{node - 1}'),
-            )
-            for node in self.ends
-        ]
-
     @torch.jit.ignore
     def topology(self) -> dict:
         return {**self.sizes, **super().topology()}
-
-    @torch.jit.ignore
-    def group_matcher(self, coarse: bool = False) -> dict:
-        """Parameter groups for layer-wise learning rates: nodes, or stages if ``coarse``."""
-        place = self.dag.levels if coarse else range(len(self.dag.levels))
-        blocks = [(rf'^dag\.nodes\.{i}\.', (place[i + 1],)) for i in range(len(place) - 2)]
-        for k, source in enumerate(self.dag.jump_from):
-            blocks.append((rf'^dag\.transitions\.{k}\.', (place[source],)))
-        blocks += [(r'^dag\.connectivity', (0,)), (r'^output', (place[-1],))]
-        return dict(stem=r'^dag\.entry', blocks=blocks)
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Image ``(B, in_chans, H, W)`` -> the map of the last node."""
-        return self.output(self.dag(x))
-
-    @torch.jit.ignore
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: Optional[Union[int, List[int]]] = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = 'NCHW',
-        intermediates_only: bool = False,
-    ) -> Union[List[Tensor], Tuple[Tensor, List[Tensor]]]:
-        """Features and intermediates: index k is the last node of the k-th stage.
-
-        Args:
-            x: ``(B, in_chans, H, W)``.
-            indices: Which: all (None), the last n (int), or a list, negative from the end.
-            norm: Without effect: nothing follows the last node.
-            stop_early: Without effect: one graph runs as a whole (see
-                :meth:`prune_intermediate_layers`).
-            output_fmt: ``'NCHW'``.
-            intermediates_only: Whether to return the intermediates alone.
-
-        Raises:
-            ValueError: Another ``output_fmt``, or an index out of range.
-        """
-        if output_fmt != 'NCHW':
-            raise ValueError(f"output_fmt must be 'NCHW', got '{output_fmt}'")
-        taken = take_indices(len(self.ends), indices)
-        maps = self.dag.maps(x)
-        x = self.output(maps[-1])
-        features = [maps[self.dag.own[node]] for node in self.ends[:-1]] + [x]
-        intermediates = [feature for k, feature in enumerate(features) if k in taken]
-        return intermediates if intermediates_only else (x, intermediates)
-
-    @torch.jit.ignore
-    def prune_intermediate_layers(
-        self,
-        indices: Union[int, List[int]] = 1,
-        prune_norm: bool = False,
-        prune_head: bool = True,
-    ) -> List[int]:
-        """Drop what the last feature asked for does not read, and the head if asked.
-
-        Nothing is dropped where another of the features would go with it, or where the feature is
-        the first node's.
-
-        Returns:
-            The indices taken, from the start.
-        """
-        taken = take_indices(len(self.ends), indices)
-        end = self.ends[max(taken)]
-        cut = False
-        if 0 < end < self.ends[-1]:
-            part = self.dag.until(end)
-            ids = [self.dag.node_ids[self.ends[k]] for k in taken]
-            cut = set(ids) <= set(part.node_ids)
-            if cut:
-                self.output, self.dag = self.dag.nodes[end - 1], part
-                self.num_features = self.feature_info[-1]['num_chs']
-        if prune_head or cut:
-            self.reset_classifier(0, '')
-        return taken
 
 
 def _only(node_ids: Sequence) -> list[int]:
@@ -254,9 +162,18 @@ def _dagnet(variant: str, pretrained: bool, defaults: dict, overrides: dict) -> 
         DagNet,
         variant,
         pretrained,
-        feature_cfg=dict(feature_cls='getter', out_indices=tuple(range(kwargs['num_stages']))),
+        feature_cfg=dict(feature_cls='getter', out_indices=_existing_levels(kwargs)),
         **kwargs,
     )
+
+
+def _existing_levels(kwargs: dict) -> tuple[int, ...]:
+    """All features that the network will have; any, where the constructor will refuse anyway."""
+    try:
+        ids = _only(kwargs['node_ids']) if kwargs.get('node_ids') else range(kwargs['num_nodes'])
+        return tuple(range(len({i * kwargs['num_stages'] // kwargs['num_nodes'] for i in ids})))
+    except (TypeError, ZeroDivisionError):
+        return (0,)
 
 
 @register_model

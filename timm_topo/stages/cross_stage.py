@@ -1,10 +1,12 @@
 """One wiring over several resolutions (Janik & Nowak, section 3 and Fig. 1)."""
 
 from collections.abc import Mapping, Sequence
+from operator import lt
 from typing import List, Optional
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..connectivity import Connectivity
 from ..wiring import Wiring
@@ -32,6 +34,8 @@ class CrossStageGraph(GraphStage):
     Within a level T_i is the identity. A node has one transition per later level that it feeds,
     whatever number of edges lead there.
 
+    Activation checkpointing is per node and transition: what is between them is computed anew.
+
     Args:
         wiring: N nodes without dead ones.
         connectivity: The rule that weighs the edges; weights that depend on the image are not
@@ -41,6 +45,7 @@ class CrossStageGraph(GraphStage):
         levels: Level of each of the N nodes, ascending from 0.
         transitions: Module by (source node, later level), one for each of :func:`jumps`.
         node_ids: Ids the N nodes had before pruning; by default ``0 .. N - 1``.
+        level_sizes: Nodes per level before pruning; by default those there are.
 
     Raises:
         ValueError: As for :class:`GraphStage`; levels or transitions that do not fit the wiring; a
@@ -60,6 +65,7 @@ class CrossStageGraph(GraphStage):
         levels: Sequence[int],
         transitions: Mapping[tuple[int, int], nn.Module],
         node_ids: Optional[Sequence[int]] = None,
+        level_sizes: Optional[Sequence[int]] = None,
     ):
         if connectivity.needs_context:
             raise ValueError(
@@ -73,7 +79,12 @@ class CrossStageGraph(GraphStage):
             odd = sorted(set(pairs) ^ set(transitions))[0]
             raise ValueError(f'transition {odd} (node, level) is missing, or nothing passes it')
         super().__init__(wiring, connectivity, entry, nodes, node_ids=node_ids)
+        self.by_node = True
         self.levels = list(levels)
+        counts = [self.levels.count(level) for level in range(levels[-1] + 1)]
+        self.level_sizes = list(counts if level_sizes is None else level_sizes)
+        if len(self.level_sizes) != len(counts) or any(map(lt, self.level_sizes, counts)):
+            raise ValueError(f'levels of {counts} nodes had {self.level_sizes} before pruning')
         self.transitions = nn.ModuleList(transitions[pair] for pair in pairs)
         self.jump_from = [source for source, _ in pairs]
         self.jump_to = [level for _, level in pairs]
@@ -91,7 +102,10 @@ class CrossStageGraph(GraphStage):
         maps.append(feature)
         for k, transition in enumerate(self.transitions):
             if self.jump_from[k] == node:
-                maps.append(transition(feature))
+                if not torch.jit.is_scripting() and self.recomputes():
+                    maps.append(checkpoint(transition, feature, use_reentrant=False))
+                else:
+                    maps.append(transition(feature))
         return maps
 
     @torch.jit.unused
@@ -115,4 +129,5 @@ class CrossStageGraph(GraphStage):
             levels,
             {(node, level): by_pair[kept[node], level] for node, level in jumps(wiring, levels)},
             node_ids=[self.node_ids[node] for node in kept],
+            level_sizes=self.level_sizes[: levels[-1] + 1],
         )

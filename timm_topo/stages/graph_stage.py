@@ -44,6 +44,10 @@ class GraphStage(nn.Module):
         raw_entry: Whether node 1 reads the stage input instead of x_0.
         node_ids: Ids the N nodes had before pruning; by default ``0 .. N - 1``.
 
+    Attributes:
+        levels: Level of each node among the resolutions of the graph: here there is one, 0.
+        level_sizes: Nodes per level before pruning.
+
     Raises:
         ValueError: Dead nodes in the wiring, or a number of nodes, edges or ids that does not fit.
     """
@@ -76,11 +80,14 @@ class GraphStage(nn.Module):
         if raw_entry and not nodes:
             raise ValueError(f'{wiring} has no computing node that could read the stage input')
         self.wiring = wiring
+        self.levels = [0] * wiring.num_nodes
+        self.level_sizes = [self.node_ids[-1] + 1]
         self.raw_entry = raw_entry
         self.preds = [list(wiring.preds(node)) for node in range(wiring.num_nodes)]
         self.slots = self.preds
         self.needs_context = connectivity.needs_context
         self.grad_checkpointing = False
+        self.by_node = False
         unread = raw_entry and wiring.succs(0) == (1,) and not connectivity.needs_context
         self.entry = nn.Identity() if unread else entry
         self.nodes = nn.ModuleList(nodes)
@@ -93,9 +100,14 @@ class GraphStage(nn.Module):
     def maps(self, x: Tensor) -> List[Tensor]:
         """Stage input -> the maps of all nodes, the stage output last."""
         if not torch.jit.is_scripting():
-            if self.grad_checkpointing and torch.is_grad_enabled() and not torch.jit.is_tracing():
+            if not self.by_node and self.recomputes():
                 return checkpoint(self.run, x, use_reentrant=False)[0]
         return self.run(x)[0]
+
+    @torch.jit.unused
+    def recomputes(self) -> bool:
+        """Whether the backward pass computes anew what is inside: the stage, or each node."""
+        return self.grad_checkpointing and torch.is_grad_enabled() and not torch.jit.is_tracing()
 
     @torch.jit.unused
     def select(self, edges: Sequence[int]) -> 'GraphStage':
@@ -162,6 +174,8 @@ class GraphStage(nn.Module):
             inputs = self.inputs(i + 1, x, maps)
             if skipping and not torch.jit.is_scripting():
                 x_j = _run_where(node, inputs, rows[-1], is_open, x_0)
+            elif self.by_node and not torch.jit.is_scripting():
+                x_j = self.compute(node, inputs, rows[-1])
             else:
                 x_j = node(aggregate(inputs, rows[-1]))
             maps = self.offer(i + 1, x_j, maps)
@@ -176,6 +190,17 @@ class GraphStage(nn.Module):
         else:
             maps.append(aggregate(inputs, rows[-1]))
         return maps, rows
+
+    @torch.jit.unused
+    def compute(self, node: nn.Module, inputs: List[Tensor], weights: Tensor) -> Tensor:
+        """The map of one node, of which only what it read is kept for the backward pass."""
+
+        def run(weights: Tensor, *inputs: Tensor) -> Tensor:
+            return node(aggregate(list(inputs), weights))
+
+        if not self.recomputes():
+            return run(weights, *inputs)
+        return checkpoint(run, weights, *inputs, use_reentrant=False)
 
     def offer(self, node: int, feature: Tensor, maps: List[Tensor]) -> List[Tensor]:
         """Append what ``node`` gives its readers: its map. ``slots`` says who reads which."""

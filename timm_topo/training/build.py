@@ -74,8 +74,9 @@ def build(args: Namespace, device: torch.device):
         for split in (args.train_split, args.val_split)
     }
     classes = _check_classes(args, data)
+    trained = data[args.train_split]
     if args.train_images:
-        data[args.train_split] = Portion(data[args.train_split], args.train_images)
+        trained = Portion(trained, args.train_images)
     model = _build_model(args, classes)
     data_config = resolve_input_data_config(model, vars(args))
     model.to(device)
@@ -105,7 +106,7 @@ def build(args: Namespace, device: torch.device):
         device=device,
         task=task,
         optimizer=optimizer,
-        loader_train=_train_loader(args, data[args.train_split], data_config, device, model),
+        loader_train=_train_loader(args, trained, data_config, device, model),
         loader_eval=_eval_loader(args, data[args.val_split], data_config, device),
         autocast=partial(torch.autocast, device.type, amp_dtype) if args.amp else nullcontext,
         scaler=NativeScaler(device.type)
@@ -191,12 +192,14 @@ def _fitted(args: Namespace, options: dict) -> nn.Module:
     """The saved wiring with fresh weights, as wide as ``--fit-parameters`` says."""
     if args.from_saved_weights != 'reset' or args.rewire is not None:
         raise ValueError('--fit-parameters trains from scratch: --from-saved-weights reset alone')
-    topology = saved_config(args.from_saved).get('model_args') or {}
-    if 'channels' not in topology or 'channels' in options:
+    saved = saved_config(args.from_saved).get('model_args') or {}
+    if 'channels' not in saved:
         raise ValueError(
-            f'--fit-parameters chooses the option channels, which {args.from_saved} '
-            + ('does not have' if 'channels' not in topology else 'is given')
+            f'--fit-parameters chooses the option channels, which {args.from_saved} does not have'
         )
+    given = options.pop('channels', saved['channels'])  # a config may tell the network's own
+    if given != saved['channels']:
+        raise ValueError(f'--fit-parameters chooses the option channels, and {given} are given')
 
     def build(channels: int) -> nn.Module:
         return load(args.from_saved, pretrained=False, channels=channels, **options)

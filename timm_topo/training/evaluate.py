@@ -10,7 +10,9 @@ from timm.task import ClassificationEvaluator, evaluation_sample_limit
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
-__all__ = ['accuracy', 'eval_loader', 'evaluate', 'image_batches', 'sample']
+from ..analysis.cost import input_size_of
+
+__all__ = ['accuracy', 'eval_loader', 'evaluate', 'image_batches', 'image_mode', 'sample']
 
 
 @torch.inference_mode()
@@ -56,6 +58,11 @@ def accuracy(model: nn.Module, dataset: Dataset, batch_size: int = 128) -> float
     """
     device = next(model.parameters()).device
     return evaluate(model, eval_loader(model, dataset, batch_size), device)['top1']
+
+
+def image_mode(model: nn.Module) -> str:
+    """PIL mode of the images that ``model`` takes, ``'RGB'`` or ``'L'``."""
+    return 'L' if input_size_of(model)[0] == 1 else 'RGB'
 
 
 def image_batches(

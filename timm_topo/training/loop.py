@@ -73,7 +73,9 @@ def train(args: Namespace) -> dict:
             raise ValueError(f'{resume} has done {start_epoch} epochs, --epochs leaves none')
         if is_primary(args):
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / 'args.yaml').write_text(yaml.safe_dump(given), encoding='utf-8')
+            part = folder / '.args.yaml.part'
+            part.write_text(yaml.safe_dump(given), encoding='utf-8')
+            part.replace(folder / 'args.yaml')
             run.log = RunLog(folder, start_epoch, not args.no_tensorboard)
             if start_epoch == 0:
                 run.log.edge_weights(0, run.model)

@@ -175,9 +175,9 @@ def positive(text: str) -> int:
 def labelled(text: str) -> tuple[str, str]:
     """``'LABEL=FOLDER'`` as a pair; of a folder alone, its name is the label (not ``model``)."""
     label, _, folder = text.partition('=')
-    if label and folder and '/' not in label:
-        return label, folder
     path = Path(text)
+    if label and folder and '/' not in label and not path.exists():
+        return label, folder
     return (path.parent.name if path.name == 'model' and path.parent.name else path.name), text
 
 

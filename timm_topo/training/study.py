@@ -1,6 +1,7 @@
 """Networks adapting to data sets (Janik & Nowak, section 4): trainings, tables and figures."""
 
 import copy
+import math
 import statistics
 from argparse import Namespace
 from collections.abc import Sequence
@@ -8,19 +9,22 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
+import timm
+import torch
 import yaml
+from tqdm import tqdm
 
 from ..analysis import plot
 from ..analysis.compare import threshold_sweep
 from ..analysis.cost import count_parameters
 from ..analysis.history import read_edge_weights
-from ..analysis.metrics import CHARACTERISTICS, embed, similarity, stage_characteristics
+from ..analysis.metrics import embed, similarity, stage_characteristics
 from ..analysis.prune import DisconnectedError, edge_weights, prune
 from ..analysis.tables import group, mean_and_spread, read_csv, text_table, write_csv
 from ..checkpoint import load, save
 from ..data import load_dataset
-from ..stages import CrossStageGraph, graph_stages
-from .evaluate import accuracy
+from ..stages import GraphStage, graph_stages
+from .evaluate import accuracy, image_mode
 from .loop import train
 
 __all__ = ['KINDS', 'THRESHOLDS', 'Study']
@@ -35,7 +39,9 @@ THRESHOLDS = (0.001, 0.002, 0.004, 0.006, 0.008, 0.01, 0.02, 0.04, 0.08)
 class Study:
     """Folders of trainings per data set and seed, and tables and figures over them.
 
-    Every step that is done is kept: a study that was interrupted goes on where it was.
+    Every step that is done is kept: a study that was interrupted goes on where it was, and another
+    threshold takes the full graphs that are there. ``LABEL/SEED/full`` is the training of a full
+    graph; ``LABEL/SEED/at_TAU`` holds what is made of it at a threshold.
 
     Attributes:
         output: Where to.
@@ -58,19 +64,41 @@ class Study:
         """Everything, seed by seed; the tables as text.
 
         Raises:
-            ValueError: A network has several graphs, or weights that depend on the image; the
-                folder holds a study with other options; or as for
+            ValueError: A network has several graphs, or weights that depend on the image; a
+                threshold is out of range; there are more data sets than a figure shows; the folder
+                holds trainings with other options; or as for
                 :func:`timm_topo.training.loop.train`.
         """
-        asked = {'threshold': self.threshold, 'thresholds': [float(t) for t in self.thresholds]}
-        _check_same(self.output / 'study.yaml', asked)
-        self.output.mkdir(parents=True, exist_ok=True)
-        (self.output / 'study.yaml').write_text(yaml.safe_dump(asked), encoding='utf-8')
+        self._check()
         for seed in self.seeds:
             for label in self.data:
                 self._one(label, seed)
+        tables = self._tables()
         self._figures()
-        return self._tables()
+        return tables
+
+    def _check(self) -> None:
+        """What would stop the study later stops it before anything is trained."""
+        for threshold in (self.threshold, *self.thresholds):
+            if not (math.isfinite(threshold) and threshold >= 0):
+                raise ValueError(f'a threshold must be finite and >= 0, got {threshold}')
+        if not 1 <= len(self.data) <= plot.MOST_SERIES:
+            raise ValueError(
+                f'1 to {plot.MOST_SERIES} data sets fit a figure, got {len(self.data)}'
+            )
+        if not self.seeds or not self.thresholds:
+            raise ValueError('a study needs at least one seed and one threshold')
+        if not timm.is_model(self.options.model):
+            raise ValueError(f'unknown model {self.options.model!r}: see timm.list_models()')
+        with torch.device('meta'):
+            model = timm.create_model(self.options.model, **self.options.model_kwargs)
+        stages = [module for module in model.modules() if isinstance(module, GraphStage)]
+        if len(stages) != 1 or stages[0].needs_context:
+            raise ValueError(
+                f'a study is about networks of one graph with static weights, such as dagnet60; '
+                f'{self.options.model} has {len(stages)}'
+                + (' that depends on the image' if len(stages) == 1 else '')
+            )
 
     # -- networks ---------------------------------------------------------------------------------
 
@@ -82,14 +110,15 @@ class Study:
         home = self.home(label, seed)
         full = self._fit(home / 'full', label, seed=seed)
         rows = [_row(full, label=label, seed=seed, kind=KINDS[0])]
-        model = load(full / 'model').eval()
-        stages = list(graph_stages(model).values())
-        if len(stages) > 1 or stages[0].needs_context:
-            raise ValueError('a study is about networks of one graph with static weights: dagnet')
-        score = partial(accuracy, dataset=self._evaluation(label))
-        if not (home / 'sweep.csv').exists():
-            steps = threshold_sweep(model, self.thresholds, score)
+        model = load(full / 'model').to(self._device).eval()
+        name, folder = self.data[label]
+        data = load_dataset(name, folder, self.options.val_split, image_mode(model))
+        score = partial(accuracy, dataset=data)
+        if not self._swept(home / 'sweep.csv'):
+            steps = tqdm(threshold_sweep(model, self.thresholds, score), f'{home}', leave=False,
+                         total=len(self.thresholds), disable=None)  # fmt: skip
             write_csv(home / 'sweep.csv', [{'label': label, 'seed': seed, **s} for s in steps])
+        home = self._at(label, seed)
         try:
             pruned, report = prune(model, self.threshold)
         except DisconnectedError as error:
@@ -99,20 +128,13 @@ class Study:
             left = dict(edges=report.edges[1], nodes=report.nodes[1])
             rows.append({**rows[0], 'kind': KINDS[1], 'top1': score(pruned), **left})
             rows[-1].update(parameters=report.parameters[1], epoch_seconds='')
-            again = dict(
-                from_saved=str(home / 'pruned'),
-                seed=1000 + seed,
-                model_kwargs={
-                    name: value
-                    for name, value in self.options.model_kwargs.items()
-                    if name not in pruned.topology()  # which the saved network tells
-                },
-            )
+            again = dict(from_saved=str(home / 'pruned'), seed=1000 + seed)
             runs = {KINDS[2]: self._fit(home / 'rerun', label, **again)}
             again['fit_parameters'] = rows[0]['parameters']
             runs[KINDS[3]] = self._fit(home / 'fitted', label, **again)
             rows += [_row(run, label=label, seed=seed, kind=kind) for kind, run in runs.items()]
-            graph = stage_characteristics(graph_stages(pruned)[next(iter(graph_stages(pruned)))])
+            (stage,) = graph_stages(pruned).values()
+            graph = stage_characteristics(stage)
             graph = {'label': label, 'seed': seed, **graph, 'parameters': report.parameters[1]}
             write_csv(home / 'characteristics.csv', [graph])
         write_csv(home / 'results.csv', rows)
@@ -130,15 +152,25 @@ class Study:
             train(args)
         return folder
 
-    def _evaluation(self, label: str):
-        name, folder = self.data[label]
-        return load_dataset(name, folder, self.options.val_split)
+    def _at(self, label: str, seed: int) -> Path:
+        return self.home(label, seed) / f'at_{self.threshold:g}'
+
+    def _swept(self, path: Path) -> bool:
+        """Whether the file holds a sweep of these thresholds."""
+        if not path.exists():
+            return False
+        return [float(row['threshold']) for row in read_csv(path)] == [*self.thresholds]
+
+    @property
+    def _device(self) -> str:
+        return self.options.device or ('cuda' if torch.cuda.is_available() else 'cpu')
 
     # -- tables and figures -----------------------------------------------------------------------
 
     def _rows(self, name: str) -> list[dict]:
         """Rows of all data sets and seeds, data set by data set."""
-        paths = [self.home(label, seed) / name for label in self.data for seed in self.seeds]
+        folder = self.home if name == 'sweep.csv' else self._at
+        paths = [folder(label, seed) / name for label in self.data for seed in self.seeds]
         rows = [row for path in paths if path.exists() for row in read_csv(path)]
         if rows:
             write_csv(self.output / name, rows)
@@ -189,8 +221,8 @@ class Study:
         }
         panels = []
         for label in self.data:
-            home = self.home(label, self.seeds[0])
-            epochs, weights = read_edge_weights(home / 'full')
+            home = self._at(label, self.seeds[0])
+            epochs, weights = read_edge_weights(self.home(label, self.seeds[0]) / 'full')
             (history,) = weights.values()
             kept = abs(history[-1]) > self.threshold
             figures[f'weights_{label}'] = plot.weight_history(epochs, history, kept)
@@ -198,7 +230,7 @@ class Study:
                 panels.append(_panel(label, home / 'pruned'))
         if panels:
             figures['graphs'] = plot.graphs(panels, columns=1)
-        if len(self._graphs) > 2 and set(CHARACTERISTICS) <= set(self._graphs[0]):
+        if len(self._graphs) > 2:
             labels = [row['label'] for row in self._graphs]
             figures['similarity'] = plot.similarity_matrix(similarity(self._graphs), labels)
             figures['embedding'] = plot.embedding(embed(self._graphs), labels)
@@ -210,7 +242,7 @@ _WHOLE = ('parameters', 'edges', 'nodes')
 #: Options of a training that do not change what it gives, or name places that may move.
 _FREE = {
     'config', 'device', 'workers', 'log_interval', 'no_tensorboard', 'checkpoint_hist', 'output',
-    'experiment', 'resume', 'data_dir', 'from_saved', 'validation_batch_size',
+    'experiment', 'resume', 'from_saved', 'validation_batch_size',
 }  # fmt: skip
 
 
@@ -218,7 +250,7 @@ def _check_same(path: Path, asked: dict) -> None:
     """Whether what is there was made with the options asked for."""
     if not path.exists():
         return
-    made = yaml.safe_load(path.read_text(encoding='utf-8'))
+    made = yaml.safe_load(path.read_text(encoding='utf-8')) or {}
     for name in sorted(set(made) & set(asked) - _FREE):
         if made[name] != asked[name]:
             raise ValueError(
@@ -249,6 +281,5 @@ def _row(run: Path, **row) -> dict:
 def _panel(label: str, folder: Path) -> plot.Panel:
     model = load(folder)
     ((name, stage),) = graph_stages(model).items()
-    levels = stage.levels if isinstance(stage, CrossStageGraph) else None
     weights = edge_weights(model)[name]
-    return plot.Panel(label, stage.wiring, weights, stage.node_ids, levels)
+    return plot.Panel(label, stage.wiring, weights, stage.node_ids, stage.levels)

@@ -14,10 +14,11 @@ from .networks import (
     weight_history,
 )
 from .series import curves
-from .style import save_figure, to_svg
+from .style import MOST_SERIES, save_figure, to_svg
 from .wirings import Panel, adjacency, graph, graphs, weight_histogram
 
 __all__ = [
+    'MOST_SERIES',
     'Panel',
     'accuracy_bars',
     'adjacency',

@@ -232,7 +232,8 @@ def contact_sheet(rows: Mapping[str, Sequence], captions: Sequence[str] = ()) ->
     """Images of data sets, a row each.
 
     Args:
-        rows: By name of the data set, arrays ``(H, W)`` or ``(H, W, 3)`` of bytes.
+        rows: By name of the data set, arrays ``(H, W)`` or ``(H, W, 3)`` of bytes; None leaves a
+            place empty.
         captions: What is above the columns: names of the classes.
 
     Raises:
@@ -247,7 +248,10 @@ def contact_sheet(rows: Mapping[str, Sequence], captions: Sequence[str] = ()) ->
         axes.set_axis_off()
     for row, (name, images) in zip(grid, rows.items()):
         for axes, image in zip(row, images):
-            axes.imshow(np.asarray(image), cmap='gray', vmin=0, vmax=255, interpolation='nearest')
+            if image is not None:
+                axes.imshow(
+                    np.asarray(image), cmap='gray', vmin=0, vmax=255, interpolation='nearest'
+                )
         row[0].set_axis_on()
         row[0].xaxis.set_major_locator(NullLocator())
         row[0].yaxis.set_major_locator(NullLocator())

@@ -92,6 +92,10 @@ def columns_for(count: int) -> int:
     return 2 if count == 4 else min(count, 3)
 
 
+#: How many series a figure tells apart.
+MOST_SERIES = len(LOOKS)
+
+
 def check_series(series: Mapping, name: str) -> None:
     if not 1 <= len(series) <= len(LOOKS):
         raise ValueError(f'{name} shows 1 to {len(LOOKS)} series, got {len(series)}')
