@@ -107,10 +107,24 @@ def cut(model: nn.Module, indices: list[int]) -> set[str]:
 
     Returns:
         What state dicts of the whole network, or of the plain network it was made from, call it.
+
+    Raises:
+        ValueError: One graph over all resolutions would lose its end.
     """
+    last = len(model.feature_info) - 1
+    if max(indices) < last and _is_one_graph(model):
+        stride = model.feature_info[last]['reduction']
+        raise ValueError(
+            f'out_features must have the last one of a graph over several resolutions, with stride '
+            f'{stride}: cut off earlier, it would be another graph than its weights are for'
+        )
     before = _all_names(model)
     model.prune_intermediate_layers(indices, prune_norm=True, prune_head=True)
     return before - _all_names(model)
+
+
+def _is_one_graph(model: nn.Module) -> bool:
+    return any(isinstance(module, CrossStageGraph) for module in model.modules())
 
 
 def _all_names(model: nn.Module) -> set[str]:
@@ -135,7 +149,7 @@ def modules_until(model: nn.Module, levels: dict[str, Level], freeze_at: int) ->
         raise ValueError(f'freeze_at must be one of {told}; got {freeze_at!r}')
     if freeze_at == 0:
         return []
-    if any(isinstance(module, CrossStageGraph) for module in model.modules()):
+    if _is_one_graph(model):
         raise ValueError(
             f'freeze_at must be 0 for a graph over several resolutions, got {freeze_at}: other '
             'edges pass its features by'
