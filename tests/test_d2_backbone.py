@@ -319,7 +319,7 @@ def maps_of_the_classifier_of(made: TopoBackbone, x: torch.Tensor) -> torch.Tens
 
 
 def test_one_graph_is_not_cut_in_two():
-    with pytest.raises(ValueError, match='must have the last one of a graph .* with stride 32'):
+    with pytest.raises(ValueError, match=r'must have the last one of a graph .* with stride 32'):
         backbone('dagnet', out_features=['res2', 'res4'])
     assert list(backbone('dagnet', out_features=['res3', 'res5']).output_shape()) == [
         'res3',
