@@ -1047,7 +1047,7 @@ def test_the_last_weights_are_saved_where_they_are_wanted(argv, monkeypatch):
     assert not torch.equal(saved['best']['stem.conv.weight'], saved['last']['stem.conv.weight'])
 
 
-def test_training_on_some_of_the_images(argv, data):
+def test_training_on_some_of_the_images(argv, data, monkeypatch):
     seen = []
 
     class Counting(Portion):
@@ -1055,16 +1055,15 @@ def test_training_on_some_of_the_images(argv, data):
             seen.append(self.chosen[index])
             return super().__getitem__(index)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training_build, 'Portion', Counting)
-        run(argv('--train-images', 16, '--epochs', 2))
+    monkeypatch.setattr(training_build, 'Portion', Counting)
+    run(argv('--train-images', 16, '--epochs', 2))
     expected = Portion(load_dataset('idx', data), 16).chosen
     assert sorted(seen) == sorted(2 * expected)
     seen.clear()
-    folder = run(argv('--train-images', 8, '--train-split', 'validation', '--experiment', 'x'))
+    result = run(argv('--train-images', 8, '--train-split', 'validation', '--experiment', 'x'))
     assert len(seen) == 8
-    model = timm_topo.load(folder['model'])  # evaluated on all 11 images
-    assert folder['best_top1'] == accuracy(model, load_dataset('idx', data, 'validation'))
+    model = timm_topo.load(result['model'])  # evaluated on all 11 images
+    assert result['best_top1'] == accuracy(model, load_dataset('idx', data, 'validation'))
 
 
 def test_a_pruned_dag_trains_from_scratch_as_it_is(argv, thin):
@@ -1082,15 +1081,15 @@ def test_a_pruned_dag_trains_from_scratch_as_it_is(argv, thin):
 
 def test_a_pruned_dag_trains_with_the_channels_that_fit(argv, thin):
     own = ['channels=2', 'num_nodes=6']  # as the config of the whole network says
-    wide = ['--img-size', 8, '--from-saved', thin, '--model-kwargs', *own, '--fit-parameters', 3000]
+    wide = ['--img-size', 8, '--from-saved', thin, '--model-kwargs', *own, '--fit-parameters', 9000]
     model = timm_topo.load(run(list(map(str, [*argv(), *wide])))['model'])
     before = timm_topo.load(thin)
     assert model.dag.wiring == before.dag.wiring
     assert model.sizes['channels'] > before.sizes['channels']
 
     def off(channels: int) -> int:
-        other = timm_topo.load(thin, pretrained=False, channels=channels)
-        return abs(sum(p.numel() for p in other.parameters()) - 3000)
+        other = timm_topo.load(thin, pretrained=False, channels=channels, num_classes=3)
+        return abs(sum(p.numel() for p in other.parameters()) - 9000)
 
     best = model.sizes['channels']
     assert off(best) < min(off(best - 1), off(best + 1))
