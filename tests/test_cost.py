@@ -1,5 +1,6 @@
 """Parameters, multiply-adds and milliseconds against closed formulas, fvcore and a set clock."""
 
+import copy
 import logging
 import sys
 
@@ -215,3 +216,24 @@ def test_latency_without_models_or_rounds_is_refused():
         latency({}, (3, 16, 16))
     with pytest.raises(ValueError, match='latency needs models and rounds, got 2 and 0'):
         latency(two_models(), (3, 16, 16), repeats=0)
+
+
+def test_training_is_timed_on_copies():
+    """Forward and backward in training mode; the models keep weights, statistics and mode."""
+    models = two_models()
+    seen = []
+
+    def note(module, args, output):
+        seen.append((module.training, torch.is_grad_enabled()))
+
+    for model in models.values():
+        model.register_forward_hook(note)
+    before = {label: copy.deepcopy(model.state_dict()) for label, model in models.items()}
+    modes = {label: model.training for label, model in models.items()}
+    measured = latency(models, (3, 16, 16), batch_size=2, repeats=2, training=True)
+    assert set(measured) == set(models)
+    assert seen == [(True, True)] * 2 * (2 + 2)
+    for label, model in models.items():
+        assert model.training == modes[label]
+        assert all(p.grad is None for p in model.parameters())
+        torch.testing.assert_close(dict(model.state_dict()), dict(before[label]), rtol=0, atol=0)

@@ -269,6 +269,19 @@ def test_labels_are_given_or_taken_from_the_folder():
     assert labelled('pruned') == ('pruned', 'pruned')
 
 
+def test_a_pruned_network_is_timed_beside_the_whole_one(tool, saved, tmp_path):
+    smaller, _ = prune(loaded(saved), fraction=0.4)
+    timm_topo.save(smaller, tmp_path / 'thin')
+    args = ['--batch-size', 2, '--repeats', 2]
+    for train in ((), ('--train',)):
+        status, out, err = tool('benchmark', saved, tmp_path / 'thin', *args, *train)
+        assert (status, err) == (0, '')
+        assert [str(folder) in out for folder in (saved, tmp_path / 'thin')] == [True, True]
+    status, _, err = tool('benchmark', tmp_path / 'none', *args)
+    assert status == 1
+    assert 'is no saved network' in err
+
+
 # -- characteristics ------------------------------------------------------------------------------
 
 

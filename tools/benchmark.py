@@ -1,9 +1,10 @@
 #!/usr/bin/env python
-"""Forward time of models beside each other: ``python tools/benchmark.py resnet50 dgnet_resnet50``.
+"""Time of models beside each other: ``python tools/benchmark.py resnet50 dgnet_resnet50``.
 
 Ratios are to the first model. All models run in turn, round by round, so that noise hits all alike;
 a ratio is the median over the rounds, its range the middle half of them. Options of a model follow
-its name: ``dgnet_resnet50:connectivity=alpha,num_classes=10``.
+its name: ``dgnet_resnet50:connectivity=alpha,num_classes=10``. A name with a slash in it is the
+folder of a saved network.
 """
 
 import argparse
@@ -13,14 +14,15 @@ import sys
 import timm
 import torch
 
-import timm_topo  # noqa: F401  registers the models
+import timm_topo
 from timm_topo.analysis.cost import input_size_of, latency
 from timm_topo.training.options import positive
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('models', nargs='+', metavar='NAME[:K=V,...]')
+    parser.add_argument('models', nargs='+', metavar='NAME[:K=V,...]|FOLDER')
+    parser.add_argument('--train', action='store_true', help='forward and backward, in training')
     parser.add_argument('--batch-size', type=positive, nargs='+', default=[1, 8])
     parser.add_argument(
         '--img-size', type=positive, help="side in pixels (default: the first model's)"
@@ -33,6 +35,9 @@ def parse_args() -> argparse.Namespace:
 
 
 def make(spec: str, args: argparse.Namespace) -> torch.nn.Module:
+    if '/' in spec:
+        model = timm_topo.load(spec).eval().to(args.device)
+        return model.to(memory_format=torch.channels_last) if args.channels_last else model
     name, _, options = spec.partition(':')
     if not timm.is_model(name):
         raise ValueError(f'unknown model {name!r}: see timm.list_models()')
@@ -63,7 +68,7 @@ def main(args: argparse.Namespace) -> None:
         images = torch.randn(batch, channels, *size)
         if args.channels_last:
             images = images.to(memory_format=torch.channels_last)
-        times = latency(models, (channels, *size), batch, args.repeats, images)
+        times = latency(models, (channels, *size), batch, args.repeats, images, args.train)
         for name, taken in times.items():
             print(
                 f'batch {batch:3}  {name:{width}}  {taken.ratio:5.2f}  '
@@ -74,5 +79,5 @@ def main(args: argparse.Namespace) -> None:
 if __name__ == '__main__':
     try:
         main(parse_args())
-    except (ImportError, RuntimeError, TypeError, ValueError) as error:
+    except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
         sys.exit(f'error: {error}')

@@ -1,10 +1,11 @@
 """What a network costs: parameters, multiply-adds, measured milliseconds."""
 
+import copy
 import logging
 import statistics
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -127,8 +128,9 @@ def latency(
     batch_size: int = 1,
     repeats: int = 20,
     images: Tensor | None = None,
+    training: bool = False,
 ) -> dict[str, Latency]:
-    """Forward time of several models, measured in turn so that noise hits all alike.
+    """Time of a pass of several models, measured in turn so that noise hits all alike.
 
     Args:
         models: Models by label, all on one device; the first is the unit of the ratios.
@@ -138,6 +140,8 @@ def latency(
         images: Images to take the batches from, ``(n, C, H, W)``, n >= batch_size, the same for
             all models of a round; by default noise, which tells nothing where time depends on
             the image.
+        training: Whether to measure forward and backward of copies in training mode, instead of
+            forward in evaluation mode.
 
     Raises:
         ValueError: No model, fewer than one round, or fewer images than a batch has.
@@ -147,8 +151,11 @@ def latency(
     if not models or repeats < 1:
         raise ValueError(f'latency needs models and rounds, got {len(models)} and {repeats}')
     times = {label: [] for label in models}
+    if training:
+        models = {label: copy.deepcopy(model).train() for label, model in models.items()}
+    pass_ms = _training_ms if training else _forward_ms
     with ExitStack() as stack:
-        for model in models.values():
+        for model in () if training else models.values():
             stack.enter_context(evaluation_mode(model))
         for round_ in range(repeats + 2):
             if images is None:
@@ -156,7 +163,7 @@ def latency(
             else:
                 batch = images.roll(-round_ * batch_size, 0)[:batch_size]
             for label, model in models.items():
-                elapsed = _forward_ms(model, batch)
+                elapsed = pass_ms(model, batch)
                 if round_ >= 2:
                     times[label].append(elapsed)
     unit = next(iter(times.values()))
@@ -165,13 +172,22 @@ def latency(
 
 @torch.inference_mode()
 def _forward_ms(model: nn.Module, images: Tensor) -> float:
-    reference = next(model.parameters())
-    images = images.to(reference)
-    on_gpu = reference.device.type == 'cuda'
+    images = images.to(next(model.parameters()))
+    return _ms(lambda: model(images), images.device)
+
+
+def _training_ms(model: nn.Module, images: Tensor) -> float:
+    images = images.to(next(model.parameters()))
+    model.zero_grad()
+    return _ms(lambda: model(images).logsumexp(-1).mean().backward(), images.device)
+
+
+def _ms(run: Callable[[], object], device: torch.device) -> float:
+    on_gpu = device.type == 'cuda'
     if on_gpu:
         torch.cuda.synchronize()
     start = time.perf_counter()
-    model(images)
+    run()
     if on_gpu:
         torch.cuda.synchronize()
     return 1000 * (time.perf_counter() - start)
