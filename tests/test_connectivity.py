@@ -543,6 +543,7 @@ def test_a_chain_has_nothing_to_learn():
 @pytest.mark.parametrize('rule', LEARNED)
 def test_files_of_rules_that_weigh_every_edge_are_as_before(rule):
     assert set(build_connectivity(rule, WIRING).state_dict()) == {'alpha'}
+    assert not list(build_connectivity(rule, WIRING).buffers())
     state = set(without_soles(rule, WIRING).state_dict())
     assert state == {'alpha', 'constant'}
     assert 'weigh_sole' not in connectivity_spec(build_connectivity(rule, WIRING))

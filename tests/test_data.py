@@ -324,9 +324,12 @@ def test_unknown_names_of_torchvision_are_refused(tmp_path):
         load_dataset('torch/fake', tmp_path)
 
 
-@pytest.mark.parametrize('name', ['cifar10', 'Digits', 'mnist/torch', 'folder'])
+@pytest.mark.parametrize('name', ['cifar', 'Digits', 'mnist/torch', 'folder'])
 def test_unknown_names_are_refused_and_the_known_ones_listed(name, tmp_path):
-    message = f"unknown data set '{name}'; known: digits, idx, strips, torch/..., hfds/...,"
+    message = (
+        f"unknown data set '{name}'; known: digits, idx, strips, cmnist, ckmnist, cfashionmnist, "
+        'cifar10, cifar10_t8, torch/..., hfds/...,'
+    )
     with pytest.raises(ValueError, match=message):
         load_dataset(name, tmp_path)
 

@@ -43,7 +43,10 @@ class LearnedConnectivity(StaticConnectivity):
             self.starts.append(counts[sole])
             counts[sole] += degree
         self.alpha = nn.Parameter(torch.empty(counts[0]), requires_grad=counts[0] > 0)
-        self.register_buffer('constant', torch.empty(counts[1]), persistent=not weigh_sole)
+        if weigh_sole:
+            self.constant = torch.empty(0)  # no state, but TorchScript looks for it
+        else:
+            self.register_buffer('constant', torch.empty(counts[1]))
         self.reset_parameters()
 
     def forward(self, node: int, context: Optional[Tensor] = None) -> Tensor:
@@ -88,7 +91,8 @@ class LearnedConnectivity(StaticConnectivity):
     def reset_parameters(self) -> None:
         """Set every edge weight to ``init``, of edges without a parameter to 1."""
         nn.init.constant_(self.alpha, self._unsquashed_init)
-        nn.init.ones_(self.constant)
+        if self.constant.numel() > 0:
+            nn.init.ones_(self.constant)
 
 
 @register_connectivity('alpha')
