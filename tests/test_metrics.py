@@ -245,6 +245,12 @@ def test_where_the_nodes_are_counts_for_similarity():
     assert 'nodes_1' not in metrics.features_of(rows)
 
 
+def test_graphs_alone_can_be_compared():
+    rows = [metrics.characteristics(complete(n)) for n in (4, 5, 9)]
+    assert metrics.features_of(rows) == list(metrics.CHARACTERISTICS)
+    assert metrics.similarity(rows)[0, 1] > metrics.similarity(rows)[0, 2]
+
+
 def test_similarity_knows_no_units():
     rows = some_rows()
     scaled = [{**row, 'nodes': 1000 * row['nodes'] + 7} for row in rows]
@@ -286,6 +292,7 @@ def test_without_a_path_there_is_no_length(name):
     ('graph', 'told'),
     [
         (nx.Graph([(0, 1)]), 'DiGraph is needed, got Graph'),
+        (nx.MultiDiGraph([(0, 1)]), 'DiGraph is needed, got MultiDiGraph'),
         (nx.DiGraph([(0, 1), (1, 2), (2, 1), (2, 3)]), 'has a cycle'),
         (nx.empty_graph(1, nx.DiGraph), 'with input and output is needed, got 1'),
     ],
@@ -306,7 +313,7 @@ def test_nodes_must_exist(name):
     [
         (some_rows(1), {}, 'compared with one another, got 1'),
         (some_rows(2), dict(features=()), 'not every network has any feature'),
-        ([*some_rows(2), {}], {}, 'not every network has sparsity, nodes'),
+        ([*some_rows(2), {}], {}, 'not every network has log_paths'),
         ([*some_rows(2), {**some_rows(1)[0], 'nodes': math.inf}], {}, 'not finite'),
     ],
 )

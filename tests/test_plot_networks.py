@@ -5,7 +5,8 @@ import pytest
 from matplotlib.colors import to_rgba
 
 from timm_topo.analysis import plot
-from timm_topo.generators import complete
+from timm_topo.generators import complete, sequential
+from timm_topo.wiring import Wiring
 
 
 def texts(fig) -> str:
@@ -48,7 +49,8 @@ def test_a_graph_that_fell_apart_is_marked():
         c for c in fig.axes[0].collections if len(c.get_offsets()) and c.get_label()[0] == '_'
     ]
     marked = [tuple(offset) for c in crosses for offset in c.get_offsets().tolist()]
-    assert (1.0, 45.0) in marked
+    assert (1.0, 10.0) in marked
+    assert (1.0, 45.0) not in marked
     assert 'input and output cut apart' in texts(fig)
     whole = {'easy': SWEEP['easy'][:2]}
     assert 'cut apart' not in texts(plot.threshold_curves(whole))
@@ -64,6 +66,7 @@ def test_bars_are_means_with_deviations():
     assert rerun[0].get_x() > full[0].get_x() + 0.99 * full[0].get_width()
     assert rerun[0].get_x() < full[1].get_x()
     assert len({bar.get_hatch() for bar in (full[0], rerun[0])}) == 2
+    assert not axes.containers[2].lines[2][0].get_segments()[0].size  # none of one value
     segments = axes.containers[0].lines[2][0].get_segments()
     spread = [segment[:, 1].tolist() for segment in segments]
     assert spread == [pytest.approx([91 - 2**0.5, 91 + 2**0.5]), pytest.approx([50, 62])]
@@ -125,6 +128,13 @@ def test_nodes_of_later_resolutions_are_darker_behind_a_line():
     assert not plain.lines
     white = next(c for c in plain.collections if c.get_gid() == 'node-1')
     assert tuple(white.get_facecolor()[0]) == to_rgba('white')
+
+
+def test_a_sole_in_edge_does_not_set_the_scale():
+    wiring = Wiring(4, [(0, 1), (0, 2), (1, 2), (2, 3)])
+    panel = plot.Panel('dag', wiring, [1.0, 0.05, -0.2, 1.0])
+    assert plot.shared_limit([panel]) == 0.2
+    assert plot.shared_limit([plot.Panel('one', sequential(3), [1, 1])]) is None
 
 
 def test_figures_are_written_whole_or_not_at_all(tmp_path):

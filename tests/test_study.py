@@ -149,6 +149,15 @@ def test_another_threshold_takes_the_full_graphs_that_are_there(finished, monkey
     make_study(output).run()
 
 
+def test_figures_of_another_run_do_not_stay(finished):
+    output, text = finished
+    (output / 'embedding.svg').write_text('of more seeds')
+    (output / 'weights_gone.svg').write_text('of another data set')
+    assert make_study(output).run() == text
+    assert not (output / 'embedding.svg').exists()
+    assert not (output / 'weights_gone.svg').exists()
+
+
 def test_grey_networks_are_evaluated_on_grey_images(tmp_path):
     study = make_study(tmp_path)
     study.options.model_kwargs = {**study.options.model_kwargs, 'in_chans': 1}
@@ -168,6 +177,7 @@ def test_grey_networks_are_evaluated_on_grey_images(tmp_path):
         (dict(model='test_toponet'), 'networks of one graph .*test_toponet has 4'),
         (dict(model='resnet18'), 'resnet18 has 0'),
         (dict(model='dagnetwork'), "unknown model 'dagnetwork'"),
+        (dict(data={'a': ('digits', None), 'b': ('digitz', None)}), "unknown data set 'digitz'"),
     ],
 )
 def test_what_cannot_be_studied_is_refused_before_anything_is_trained(change, told, tmp_path):
@@ -264,8 +274,8 @@ def test_the_sweep_tool_writes_one_row_per_network_and_threshold(tool, saved, tm
 
 def test_labels_are_given_or_taken_from_the_folder():
     assert labelled('easy=runs/a=b/model') == ('easy', 'runs/a=b/model')
-    assert labelled('runs/first/model') == ('first', 'runs/first/model')
-    assert labelled('runs/a=b') == ('a=b', 'runs/a=b')
+    assert labelled('runs/first/model') == ('runs/first/model', 'runs/first/model')
+    assert labelled('runs/a=b') == ('runs/a=b', 'runs/a=b')
     assert labelled('pruned') == ('pruned', 'pruned')
 
 
@@ -312,7 +322,7 @@ def test_networks_of_several_graphs_have_a_column_for_each(tool, tmp_path):
     status, *_ = tool('characteristics', tmp_path / 'net', '--csv', tmp_path / 'c.csv')
     assert status == 0
     rows = read_csv(tmp_path / 'c.csv')
-    assert [row['label'] for row in rows] == [f'net graph {n}' for n in (1, 2, 3, 4)]
+    assert [row['label'] for row in rows] == [f'{tmp_path}/net graph {n}' for n in (1, 2, 3, 4)]
     nodes = [stage.wiring.num_nodes for stage in graph_stages(model).values()]
     assert [int(row['nodes']) for row in rows] == nodes
 

@@ -1106,7 +1106,7 @@ def test_a_pruned_dag_trains_with_the_channels_that_fit(argv, thin):
         ),
         (
             ['--from-saved', 'THIN', '--fit-parameters', 999, '--model-kwargs', 'channels=3'],
-            'chooses the option channels, and 3 are given',
+            'has channels=2, --model-kwargs or the config say 3',
         ),
         (
             ['--from-saved', 'TOPO', '--fit-parameters', 999, '--model-kwargs'],

@@ -92,7 +92,8 @@ def main(args: argparse.Namespace) -> None:
         fig = plot.embedding(embed(rows, args.method), labels, axis)
         written.append(plot.save_figure(fig, args.embedding))
     if args.graphs:
-        fig = plot.graphs(panels(args.models), columns=min(len(rows), 2))
+        drawn = panels(args.models)
+        fig = plot.graphs(drawn, columns=min(len(rows), 2), limit=plot.shared_limit(drawn))
         written.append(plot.save_figure(fig, args.graphs))
     if written:
         print(f'written: {", ".join(map(str, written))}')

@@ -26,15 +26,27 @@ _OURS = {
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        usage='%(prog)s -o DIR --data LABEL=NAME[@DIR] ... [options] [-- TRAINING OPTIONS]',
+        epilog='Behind -- come options of tools/train.py, for all trainings: -- --epochs 20 --amp',
+    )
     parser.add_argument('-o', '--output', type=Path, required=True, metavar='DIR')
     parser.add_argument(
         '--data', nargs='+', type=_data, required=True, metavar='LABEL=NAME[@DIR]',
         help='data sets as for tools/train.py, with their folders',
     )  # fmt: skip
-    parser.add_argument('--seeds', nargs='+', type=int, default=[0], metavar='N')
-    parser.add_argument('--threshold', type=float, default=0.006, metavar='TAU')
-    parser.add_argument('--thresholds', nargs='+', type=float, default=THRESHOLDS, metavar='TAU')
+    parser.add_argument(
+        '--seeds', nargs='+', type=int, default=[0], metavar='N', help='default: %(default)s'
+    )
+    parser.add_argument(
+        '--threshold', type=float, default=0.006, metavar='TAU',
+        help='for the networks that are trained again (default: %(default)s)',
+    )  # fmt: skip
+    parser.add_argument(
+        '--thresholds', nargs='+', type=float, default=THRESHOLDS, metavar='TAU',
+        help='of the sweep (default: %(default)s)',
+    )  # fmt: skip
     parser.add_argument('-c', '--config', metavar='FILE', help='as for tools/train.py')
     own, training = _split(sys.argv[1:])
     args = parser.parse_args(own)
@@ -59,7 +71,7 @@ def main() -> int:
 def _data(text: str) -> tuple[str, tuple[str, str | None]]:
     label, _, place = text.partition('=')
     name, _, folder = place.partition('@')
-    if not place or not label or set(label) & set('/:'):
+    if not place or label in ('', '.', '..') or set(label) & set('/:'):
         raise argparse.ArgumentTypeError(f'must be LABEL=NAME or LABEL=NAME@DIR, got {text!r}')
     return label, (name, folder or None)
 

@@ -25,7 +25,14 @@ from timm_topo.training.study import THRESHOLDS
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('models', nargs='+', type=labelled, metavar='[LABEL=]FOLDER')
-    parser.add_argument('--thresholds', type=float, nargs='+', default=THRESHOLDS, metavar='TAU')
+    parser.add_argument(
+        '--thresholds',
+        type=float,
+        nargs='+',
+        default=THRESHOLDS,
+        metavar='TAU',
+        help='default: %(default)s',
+    )
     parser.add_argument('--dataset', required=True, metavar='NAME', help='as for tools/train.py')
     parser.add_argument('--data-dir', metavar='DIR')
     parser.add_argument('--val-split', default='validation')
@@ -45,8 +52,9 @@ def sweep(folder: str, args: argparse.Namespace) -> list[dict]:
     if any(stage.needs_context for stage in graph_stages(model).values()):
         train = load_dataset(args.dataset, args.data_dir, args.train_split, mode)
         (images,) = image_batches(model, train, 1)
-    steps = threshold_sweep(model, args.thresholds, lambda m: accuracy(m, data), images)
-    return list(tqdm(steps, folder, len(args.thresholds), leave=False, disable=None))
+    thresholds = list(dict.fromkeys(args.thresholds))
+    steps = threshold_sweep(model, thresholds, lambda m: accuracy(m, data), images)
+    return list(tqdm(steps, folder, len(thresholds), leave=False, disable=None))
 
 
 def main(args: argparse.Namespace) -> None:
@@ -61,7 +69,7 @@ def main(args: argparse.Namespace) -> None:
     for label, of_label in group(rows, 'label').items():
         for threshold, at in group(of_label, 'threshold').items():
             whole = [row for row in at if row['connected']]
-            cells = ['cut apart'] * 4
+            cells = [f'{len(at) - len(whole)} of {len(at)} cut apart', '', '', '']
             if len(whole) == len(at):
                 keys = (('top1', 2), ('sparsity', 3), ('nodes', 1), ('parameters', 0))
                 cells = [mean_and_spread([r[key] for r in at], digits) for key, digits in keys]

@@ -44,7 +44,7 @@ def _sklearn(module: str):
 
 
 def _ends(graph: nx.DiGraph, source, target):
-    if not graph.is_directed():
+    if not graph.is_directed() or graph.is_multigraph():
         raise ValueError(f'a networkx.DiGraph is needed, got {type(graph).__name__}')
     if len(graph) < 2:
         raise ValueError(f'a graph with input and output is needed, got {len(graph)} nodes')
@@ -277,11 +277,12 @@ def stage_characteristics(stage: GraphStage) -> dict[str, float]:
 def features_of(rows: Sequence[Mapping[str, float]]) -> list[str]:
     """What networks are compared by: Tables 1 and 2 but the number of parameters.
 
-    Sparsity and nodes per stage count where every network has them.
+    Sparsity and nodes, in all and per stage, count where every network has them.
     """
     shared = [name for name in rows[0] if all(name in row for row in rows)] if rows else []
     per_stage = [name for name in shared if name.startswith(('sparsity_', 'nodes_'))]
-    return ['sparsity', 'nodes', *per_stage, *CHARACTERISTICS]
+    sizes = [name for name in ('sparsity', 'nodes') if name in shared]
+    return [*sizes, *per_stage, *CHARACTERISTICS]
 
 
 def _standardised(

@@ -114,7 +114,7 @@ class DagNet(CrossStageNet):
             raise ValueError(f'{wiring} needs as many node_ids, got {ids}')
         self.dag = CrossStageGraph(
             wiring,
-            build_connectivity(rule, wiring, **dd),
+            build_connectivity(rule, wiring, channels, **dd),
             parts(in_chans, channels, 0, input_stride).entry,
             [parts(width, width, 1, 1).nodes[0] for width in widths[1:-1]],
             levels,

@@ -152,6 +152,7 @@ def _build_model(args: Namespace, classes: list[str] | None) -> nn.Module:
     if args.from_saved:
         if args.initial_checkpoint:
             raise ValueError('give --from-saved or --initial-checkpoint, not both')
+        _check_structure(args)
         options = dict(num_classes=num_classes, drop_rate=args.drop, **args.model_kwargs)
         if args.fit_parameters:
             return _fitted(args, options)
@@ -188,6 +189,19 @@ def _build_model(args: Namespace, classes: list[str] | None) -> nn.Module:
     return _rewire(args, model)
 
 
+def _check_structure(args: Namespace) -> None:
+    """A config's sizes of another network would end in tensors that do not fit."""
+    saved = saved_config(args.from_saved).get('model_args') or {}
+    for name in ('num_nodes', 'num_stages', 'channels', 'widths', 'strides'):
+        asked, has = args.model_kwargs.get(name), saved.get(name)
+        alike = [list(v) if isinstance(v, (list, tuple)) else v for v in (asked, has)]
+        if None not in (asked, has) and alike[0] != alike[1]:
+            raise ValueError(
+                f'{args.from_saved} has {name}={has}, --model-kwargs or the config say {asked}: '
+                'give --model-kwargs without it'
+            )
+
+
 def _fitted(args: Namespace, options: dict) -> nn.Module:
     """The saved wiring with fresh weights, as wide as ``--fit-parameters`` says."""
     if args.from_saved_weights != 'reset' or args.rewire is not None:
@@ -197,9 +211,7 @@ def _fitted(args: Namespace, options: dict) -> nn.Module:
         raise ValueError(
             f'--fit-parameters chooses the option channels, which {args.from_saved} does not have'
         )
-    given = options.pop('channels', saved['channels'])  # a config may tell the network's own
-    if given != saved['channels']:
-        raise ValueError(f'--fit-parameters chooses the option channels, and {given} are given')
+    options.pop('channels', None)  # a config may tell the network's own
 
     def build(channels: int) -> nn.Module:
         return load(args.from_saved, pretrained=False, channels=channels, **options)

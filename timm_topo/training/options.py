@@ -173,12 +173,11 @@ def positive(text: str) -> int:
 
 
 def labelled(text: str) -> tuple[str, str]:
-    """``'LABEL=FOLDER'`` as a pair; of a folder alone, its name is the label (not ``model``)."""
+    """``'LABEL=FOLDER'`` as a pair; of a folder alone, the folder is the label."""
     label, _, folder = text.partition('=')
-    path = Path(text)
-    if label and folder and '/' not in label and not path.exists():
+    if label and folder and '/' not in label and not Path(text).exists():
         return label, folder
-    return (path.parent.name if path.name == 'model' and path.parent.name else path.name), text
+    return text, text
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -73,6 +73,9 @@ class Study:
         for seed in self.seeds:
             for label in self.data:
                 self._one(label, seed)
+        for name in _WRITTEN:  # by another run, of other data sets or another threshold
+            for path in self.output.glob(name):
+                path.unlink()
         tables = self._tables()
         self._figures()
         return tables
@@ -90,6 +93,9 @@ class Study:
             raise ValueError('a study needs at least one seed and one threshold')
         if not timm.is_model(self.options.model):
             raise ValueError(f'unknown model {self.options.model!r}: see timm.list_models()')
+        for name, folder in self.data.values():
+            for split in (self.options.train_split, self.options.val_split):
+                load_dataset(name, folder, split)[0]
         with torch.device('meta'):
             model = timm.create_model(self.options.model, **self.options.model_kwargs)
         stages = [module for module in model.modules() if isinstance(module, GraphStage)]
@@ -192,9 +198,13 @@ class Study:
             for kind, of_kind in group(rows, 'kind').items():
                 timed = [row for row in of_kind if row['epoch_seconds']]
                 faster = [seconds[row['seed']] / float(row['epoch_seconds']) for row in timed]
-                cells = [_mean(of_kind, 'top1'), *(_mean(of_kind, key, 0) for key in _WHOLE)]
-                lines.append([label, kind, *cells, mean_and_spread(faster) if faster else ''])
-        head = ['data', 'network', 'top-1 (%)', *_WHOLE, 'times faster per epoch']
+                cells = [
+                    _mean(of_kind, 'top1'),
+                    *(_mean(of_kind, key, digits) for key, digits in _SIZES.items()),
+                ]
+                faster = mean_and_spread(faster) if faster else ''
+                lines.append([label, kind, len(of_kind), *cells, faster])
+        head = ['data', 'network', 'seeds', 'top-1 (%)', *_SIZES, 'times faster per epoch']
         tables = [text_table(head, lines)]
         if self._graphs:
             by_label = group(self._graphs, 'label')
@@ -223,13 +233,18 @@ class Study:
         for label in self.data:
             home = self._at(label, self.seeds[0])
             epochs, weights = read_edge_weights(self.home(label, self.seeds[0]) / 'full')
-            (history,) = weights.values()
-            kept = abs(history[-1]) > self.threshold
-            figures[f'weights_{label}'] = plot.weight_history(epochs, history, kept)
+            ((name, history),) = weights.items()
             if (home / 'pruned').exists():
-                panels.append(_panel(label, home / 'pruned'))
+                full = load(self.home(label, self.seeds[0]) / 'full' / 'model')
+                small = graph_stages(load(home / 'pruned'))[name]
+                ids = small.node_ids
+                left = {(ids[s], ids[t]) for s, t in small.wiring.edges}
+                kept = [edge in left for edge in graph_stages(full)[name].wiring.edges]
+                figures[f'weights_{label}'] = plot.weight_history(epochs, history, kept)
+                title = f'{label}, seed {self.seeds[0]}, threshold {self.threshold:g}'
+                panels.append(_panel(title, home / 'pruned'))
         if panels:
-            figures['graphs'] = plot.graphs(panels, columns=1)
+            figures['graphs'] = plot.graphs(panels, columns=1, limit=plot.shared_limit(panels))
         if len(self._graphs) > 2:
             labels = [row['label'] for row in self._graphs]
             figures['similarity'] = plot.similarity_matrix(similarity(self._graphs), labels)
@@ -238,7 +253,11 @@ class Study:
             plot.save_figure(figure, self.output / f'{name}.svg')
 
 
-_WHOLE = ('parameters', 'edges', 'nodes')
+_SIZES = {'parameters': 0, 'edges': 1, 'nodes': 1}  # and their digits
+_WRITTEN = (
+    'results.csv', 'sweep.csv', 'characteristics.csv', 'thresholds.svg', 'accuracy.svg',
+    'graphs.svg', 'similarity.svg', 'embedding.svg', 'weights_*.svg',
+)  # fmt: skip
 #: Options of a training that do not change what it gives, or name places that may move.
 _FREE = {
     'config', 'device', 'workers', 'log_interval', 'no_tensorboard', 'checkpoint_hist', 'output',

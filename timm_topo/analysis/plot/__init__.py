@@ -15,7 +15,7 @@ from .networks import (
 )
 from .series import curves
 from .style import MOST_SERIES, save_figure, to_svg
-from .wirings import Panel, adjacency, graph, graphs, weight_histogram
+from .wirings import Panel, adjacency, graph, graphs, shared_limit, weight_histogram
 
 __all__ = [
     'MOST_SERIES',
@@ -28,6 +28,7 @@ __all__ = [
     'graph',
     'graphs',
     'save_figure',
+    'shared_limit',
     'similarity_matrix',
     'threshold_curves',
     'to_svg',

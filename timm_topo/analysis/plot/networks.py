@@ -45,20 +45,18 @@ def threshold_curves(rows: Mapping[str, Sequence[Mapping]]) -> Figure:
     broken = False
     for (label, of_label), (colour, line, marker) in zip(rows.items(), LOOKS):
         look = dict(color=colour, linestyle=line, marker=marker)
-        scores, shares, whole = {}, {}, {}
+        scores, shares, cut = {}, {}, []
         for row in of_label:
             at = taus.index(number(row['threshold'], 'threshold'))
             connected = bool(number(row['connected'], 'connected'))
             score = number(row['top1' if connected else 'top1_masked'], 'top1')
             scores.setdefault(at, []).append(score)
             shares.setdefault(at, []).append(1 - number(row['sparsity'], 'sparsity'))
-            whole[at] = whole.get(at, True) and connected
+            cut += [] if connected else [(at, score)]
         _range(left, scores, label, look)
         _range(right, shares, label, look)
-        cut = [at for at in scores if not whole[at]]
         broken |= bool(cut)
-        heights = [np.mean(scores[at]) for at in cut]
-        left.scatter(cut, heights, marker='x', s=50, color=INK, zorder=3)
+        left.scatter(*zip(*cut) if cut else ([], []), marker='x', s=50, color=INK, zorder=3)
     for axes in (left, right):
         axes.set_xticks(range(len(taus)), [f'{tau:g}' for tau in taus], rotation=45)
         axes.set_xlabel('threshold on |edge weight|')
@@ -106,8 +104,8 @@ def accuracy_bars(
     lowest = math.inf
     for k, (kind, (colour, _, _)) in enumerate(zip(kinds, LOOKS)):
         means = np.array([v.mean() for v in values[kind].values()])
-        spread = np.array([v.std(ddof=1) if len(v) > 1 else 0 for v in values[kind].values()])
-        lowest = min(lowest, (means - spread).min())
+        spread = [v.std(ddof=1) if len(v) > 1 else math.nan for v in values[kind].values()]
+        lowest = min(lowest, (means - np.nan_to_num(spread)).min())
         axes.bar(
             [g + (k - (len(kinds) - 1) / 2) * width for g in values[kind]], means, width,
             yerr=spread, label=kind, color=colour, edgecolor='white', hatch=_HATCHES[k],

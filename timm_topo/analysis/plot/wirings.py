@@ -224,6 +224,20 @@ def graphs(
     return _draw_graphs(panels, columns, limit, quantity)
 
 
+def shared_limit(panels: Sequence[Panel]) -> float | None:
+    """Largest |weight| of an edge that shares its node with others, as a ``limit`` of figures.
+
+    A node's only in-edge may weigh 1 where all others are far below. None, if there are no others.
+    """
+    shared = [
+        abs(weight)
+        for panel in panels
+        for (_, target), weight in zip(panel.wiring.edges, panel.weights)
+        if panel.wiring.in_degrees[target] > 1 and weight
+    ]
+    return max(shared, default=None)
+
+
 def _draw_graphs(
     panels: Sequence[Panel], columns: int, limit: float | None, quantity: str
 ) -> Figure:
