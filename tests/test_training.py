@@ -517,7 +517,7 @@ def test_from_saved_learns_edge_weights_unless_they_are_frozen(argv, saved, how)
 
 
 def test_from_saved_keeps_its_sizes_and_its_own_weights(argv, saved):
-    with pytest.raises(ValueError, match='contradicts the explicit Wiring'):
+    with pytest.raises(ValueError, match=r'has num_nodes=\[3, 3\], --model-kwargs or the config'):
         run(argv('--from-saved', saved[1]))  # with the node counts of another network
     with pytest.raises(ValueError, match='--from-saved or --initial-checkpoint, not both'):
         run(argv(*from_saved(saved[1], 'reset'), '--initial-checkpoint', 'x.pth'))
