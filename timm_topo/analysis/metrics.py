@@ -198,7 +198,11 @@ def is_quasi_1d(graph: nx.DiGraph, source=None, target=None) -> bool:
     Raises:
         ValueError: As for :func:`edge_connectivity`.
     """
-    return pca_elongation(graph) > 0.25 and edge_connectivity(graph, source, target) > 1
+    return _is_quasi_1d(pca_elongation(graph), edge_connectivity(graph, source, target))
+
+
+def _is_quasi_1d(elongation: float, connectivity: int) -> bool:
+    return elongation > 0.25 and connectivity > 1
 
 
 def sparsity(num_edges: int, *num_nodes: int) -> float:
@@ -270,8 +274,8 @@ def stage_sizes(stage: GraphStage) -> dict[str, float]:
 def stage_characteristics(stage: GraphStage) -> dict[str, float]:
     """Tables 1 and 2: :func:`stage_sizes`, :func:`characteristics` and ``quasi_1d``, 0 or 1."""
     row = {**stage_sizes(stage), **characteristics(stage.wiring)}
-    elongated = row['pca_elongation'] > 0.25
-    return {**row, 'quasi_1d': int(elongated and row['edge_connectivity'] > 1)}
+    quasi_1d = _is_quasi_1d(row['pca_elongation'], row['edge_connectivity'])
+    return {**row, 'quasi_1d': int(quasi_1d)}
 
 
 def features_of(rows: Sequence[Mapping[str, float]]) -> list[str]:
