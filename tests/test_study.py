@@ -15,6 +15,7 @@ from timm_topo.analysis.cost import count_parameters
 from timm_topo.analysis.prune import DisconnectedError, edge_mask, edge_weights, mask_edges, prune
 from timm_topo.analysis.tables import group, read_csv
 from timm_topo.data import load_dataset
+from timm_topo.generators import make_wiring
 from timm_topo.stages import graph_stages
 from timm_topo.training import study as study_module
 from timm_topo.training.evaluate import accuracy
@@ -156,6 +157,36 @@ def test_figures_of_another_run_do_not_stay(finished):
     assert make_study(output).run() == text
     assert not (output / 'embedding.svg').exists()
     assert not (output / 'weights_gone.svg').exists()
+
+
+def test_what_is_left_of_any_wiring_is_trained_again(tmp_path):
+    """The wiring asked for is that before pruning: it may not come back."""
+    study = make_study(tmp_path)
+    wiring = {'name': 'random', 'p': 0.9, 'seed': 1}
+    study.options.model_kwargs = {**study.options.model_kwargs, 'wiring': wiring}
+    study.data = {'easy': DATA['easy']}
+    study.run()
+    home = tmp_path / 'easy' / '0'
+    full, pruned = loaded(home / 'full' / 'model').dag, loaded(home / AT / 'pruned').dag
+    assert full.wiring == make_wiring(wiring, 6)
+    assert pruned.wiring.num_edges < full.wiring.num_edges
+    for kind in ('rerun', 'fitted'):
+        assert loaded(home / AT / kind / 'model').dag.wiring == pruned.wiring
+
+
+def test_data_that_is_to_be_downloaded_is_downloaded_first(tmp_path, monkeypatch):
+    asked = []
+
+    def load(name, folder, split, mode='RGB', **options):
+        asked.append(options)
+        raise ValueError('stop here')
+
+    monkeypatch.setattr(study_module, 'load_dataset', load)
+    study = make_study(tmp_path)
+    study.options.dataset_download = True
+    with pytest.raises(ValueError, match='stop here'):
+        study.run()
+    assert asked == [{'download': True}]
 
 
 def test_grey_networks_are_evaluated_on_grey_images(tmp_path):

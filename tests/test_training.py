@@ -1109,6 +1109,10 @@ def test_a_pruned_dag_trains_with_the_channels_that_fit(argv, thin):
             'has channels=2, --model-kwargs or the config say 3',
         ),
         (
+            ['--from-saved', 'THIN', '--model-kwargs', 'wiring=complete'],
+            'has its own wiring, --model-kwargs or the config give another',
+        ),
+        (
             ['--from-saved', 'TOPO', '--fit-parameters', 999, '--model-kwargs'],
             'chooses the option channels, which .* does not have',
         ),

@@ -47,6 +47,7 @@ class GraphStage(nn.Module):
     Attributes:
         levels: Level of each node among the resolutions of the graph: here there is one, 0.
         level_sizes: Nodes per level before pruning.
+        by_node: Whether activation checkpointing is per node: here of the stage as a whole.
 
     Raises:
         ValueError: Dead nodes in the wiring, or a number of nodes, edges or ids that does not fit.
@@ -145,7 +146,7 @@ class GraphStage(nn.Module):
         )
 
     def run(self, x: Tensor) -> Tuple[List[Tensor], List[Tensor]]:
-        """The equation, without activation checkpointing.
+        """The equation; activation checkpointing of the stage as a whole is around it.
 
         Returns:
             The maps as :meth:`offer` collects them, followed by the stage output; and the weights

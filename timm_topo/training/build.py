@@ -190,8 +190,13 @@ def _build_model(args: Namespace, classes: list[str] | None) -> nn.Module:
 
 
 def _check_structure(args: Namespace) -> None:
-    """A config's sizes of another network would end in tensors that do not fit."""
+    """A saved network has its own graphs and sizes: others would not fit, or would replace them."""
     saved = saved_config(args.from_saved).get('model_args') or {}
+    for name in {'wiring', 'node_ids'} & set(args.model_kwargs) & set(saved):
+        raise ValueError(
+            f'{args.from_saved} has its own {name}, --model-kwargs or the config give another: '
+            'give --model-kwargs without it'
+        )
     for name in ('num_nodes', 'num_stages', 'channels', 'widths', 'strides'):
         asked, has = args.model_kwargs.get(name), saved.get(name)
         alike = [list(v) if isinstance(v, (list, tuple)) else v for v in (asked, has)]

@@ -12,6 +12,7 @@ from pathlib import Path
 import timm
 import torch
 import yaml
+from torch.utils.data import IterableDataset
 from tqdm import tqdm
 
 from ..analysis import plot
@@ -95,7 +96,10 @@ class Study:
             raise ValueError(f'unknown model {self.options.model!r}: see timm.list_models()')
         for name, folder in self.data.values():
             for split in (self.options.train_split, self.options.val_split):
-                load_dataset(name, folder, split)[0]
+                download = self.options.dataset_download
+                data = load_dataset(name, folder, split, download=download)
+                if not isinstance(data, IterableDataset):
+                    data[0]
         with torch.device('meta'):
             model = timm.create_model(self.options.model, **self.options.model_kwargs)
         stages = [module for module in model.modules() if isinstance(module, GraphStage)]
@@ -134,7 +138,9 @@ class Study:
             left = dict(edges=report.edges[1], nodes=report.nodes[1])
             rows.append({**rows[0], 'kind': KINDS[1], 'top1': score(pruned), **left})
             rows[-1].update(parameters=report.parameters[1], epoch_seconds='')
-            again = dict(from_saved=str(home / 'pruned'), seed=1000 + seed)
+            given = self.options.model_kwargs
+            own = {name: given[name] for name in given if name not in pruned.topology()}
+            again = dict(from_saved=str(home / 'pruned'), seed=1000 + seed, model_kwargs=own)
             runs = {KINDS[2]: self._fit(home / 'rerun', label, **again)}
             again['fit_parameters'] = rows[0]['parameters']
             runs[KINDS[3]] = self._fit(home / 'fitted', label, **again)
