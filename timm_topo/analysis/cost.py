@@ -80,12 +80,12 @@ def count_flops(model: nn.Module, input_size: Sequence[int] | None = None) -> Fl
     edges = []
 
     def count(weighted_sum, in_degree):
-        edges.append(in_degree * weighted_sum[0].numel())  # an edge multiplies a map of that size
+        edges.append(int(in_degree * weighted_sum[0].numel()))  # each edge multiplies such a map
 
     hooks = []
     for stage in (module for module in model.modules() if isinstance(module, GraphStage)):
-        *degrees, last = stage.wiring.in_degrees[1:]
-        for node, degree in zip(stage.nodes, degrees):
+        *by_node, last = stage.multiplies()
+        for node, degree in zip(stage.nodes, by_node):
             hooks.append(node.register_forward_pre_hook(lambda _, x, d=degree: count(x[0], d)))
         hooks.append(stage.register_forward_hook(lambda _, x, y, d=last: count(y, d)))
     log = logging.getLogger('fvcore.nn.jit_analysis')

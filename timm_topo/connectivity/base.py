@@ -59,6 +59,12 @@ class Connectivity(nn.Module):
         """
         raise NotImplementedError
 
+    def pass_weights(self) -> Tensor:
+        """All weights ``(E,)`` as one forward pass reads them, for stages that run many nodes at
+        once; of a rule that draws, one draw. Not for weights that depend on the image.
+        """
+        return torch.cat([self(node) for node in range(1, self.wiring.num_nodes)])
+
     def thresholds(self) -> Optional[Tensor]:
         """Weights ``(E,)`` below which evaluation closes edges; None: it closes none.
 
@@ -125,6 +131,9 @@ class StaticConnectivity(Connectivity):
     def forward(self, node: int, context: Optional[Tensor] = None) -> Tensor:
         span = self.spans[node]
         return self.squash(self.alpha[span[0] : span[1]])
+
+    def pass_weights(self) -> Tensor:
+        return self.edge_weights()
 
     def edge_weights(self) -> Tensor:
         return self.squash(self.alpha)

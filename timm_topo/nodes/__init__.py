@@ -5,19 +5,23 @@
 """
 
 from .base import StageParts
+from .branches import BranchBlock
 from .conv import ConvNode, conv_parts
 from .conv_norm import ConvNorm
 from .conv_residual import ConvResidualNode, conv_residual_parts
+from .subsample import Subsample
 from .sepconv import SepConvEntry, SepConvNode, sepconv_parts
 
 __all__ = [
     'NODES',
+    'BranchBlock',
     'ConvNode',
     'ConvNorm',
     'ConvResidualNode',
     'SepConvEntry',
     'SepConvNode',
     'StageParts',
+    'Subsample',
 ]
 
 NODES = {'sepconv': sepconv_parts, 'conv': conv_parts, 'conv_residual': conv_residual_parts}

@@ -69,10 +69,9 @@ class GraphStage(nn.Module):
         dead = wiring.dead_nodes()
         if dead:
             raise ValueError(f'nodes {list(dead)} of {wiring} are dead; remove them with prune()')
-        if len(nodes) != wiring.num_nodes - 2:
-            raise ValueError(
-                f'{wiring} has {wiring.num_nodes - 2} computing nodes, got {len(nodes)}'
-            )
+        count = self.computing(nodes)
+        if count != wiring.num_nodes - 2:
+            raise ValueError(f'{wiring} has {wiring.num_nodes - 2} computing nodes, got {count}')
         if connectivity.wiring != wiring:
             raise ValueError(f'the connectivity was built for a wiring other than {wiring}')
         self.node_ids = list(range(wiring.num_nodes) if node_ids is None else node_ids)
@@ -104,6 +103,18 @@ class GraphStage(nn.Module):
             if not self.by_node and self.recomputes():
                 return checkpoint(self.run, x, use_reentrant=False)[0]
         return self.run(x)[0]
+
+    @staticmethod
+    def computing(nodes: Sequence[nn.Module]) -> int:
+        """Number of nodes that the modules ``nodes`` compute: here one each."""
+        return len(nodes)
+
+    @torch.jit.unused
+    def multiplies(self) -> list:
+        """Multiply-adds of edges per value that each of ``nodes`` reads, and per value of the
+        stage output last.
+        """
+        return list(self.wiring.in_degrees[1:])
 
     @torch.jit.unused
     def recomputes(self) -> bool:

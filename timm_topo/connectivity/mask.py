@@ -1,0 +1,225 @@
+"""MaskConnect: each node reads exactly K of its sources (Ahmed & Torresani, 2018)."""
+
+import logging
+import random
+from collections.abc import Sequence
+from typing import List, Optional, Union
+
+import torch
+from torch import Tensor, nn
+
+from ..wiring import Wiring
+from .base import Connectivity, register_connectivity
+
+__all__ = ['MaskConnectivity']
+
+_logger = logging.getLogger(__name__)
+
+MASKS = ('learned', 'prev', 'full', 'random')
+_RARELY = 1e-30  # what a mask of 0 counts in a draw: it is taken where there are too few others
+
+
+@register_connectivity('mask')
+class MaskConnectivity(Connectivity):
+    """a_ji = m_ji in {0, 1} with sum_i m_ji = K_j, the fan-in of node j.
+
+    Learned: a real-valued mask per edge in [0, 1]. Each forward pass in training draws K in-edges
+    of every node without replacement, each time with probability proportional to the real-valued
+    masks of those not drawn yet. The binary mask multiplies the maps; its gradient, which inactive
+    edges have too, is that of the real-valued mask, which is clipped to [0, 1] before it is used
+    again. Evaluation takes the K largest; of equal ones, the latest sources.
+
+    The text we have says neither how evaluation chooses, nor how masks are kept in [0, 1], nor
+    where they start: the K largest, clipping and one value for all edges are from memory of the
+    authors' full paper. How ties fall is ours.
+
+    Draws come from torch's generator. The processes of a distributed training, which timm seeds
+    differently, draw differently, as they do for dropout: a step then averages the gradients of as
+    many draws, and the real-valued masks stay the same in all processes.
+
+    Args:
+        wiring: The wiring.
+        fan_in: K, for all nodes or one per node (node 0 has no in-edges: any). A node with fewer
+            in-edges uses all of them. None: all, but 1 for ``'prev'``.
+        masks: ``'learned'``; or fixed: ``'prev'``, the K latest sources; ``'full'``, all;
+            ``'random'``, K at random; or 0 or 1 for every edge, in the order of ``wiring.edges``.
+        seed: Of ``'random'``.
+        init: Initial real-valued mask of every edge, in (0, 1].
+        average: Whether an active edge weighs 1 / K_j instead of 1, so that maps do not grow with
+            the fan-in (ours).
+        full_output: Whether the last node reads all its sources, whatever ``fan_in`` says.
+
+    Raises:
+        TypeError: ``fan_in``, ``seed`` or a flag is of another type.
+        ValueError: ``fan_in`` below 1 or not one per node; ``'full'`` with less than all; unknown
+            masks; masks given without exactly K_j ones at a node; ``init`` out of range.
+    """
+
+    per_edge = ('mask', 'scale')
+
+    def __init__(
+        self,
+        wiring: Wiring,
+        fan_in: Union[int, Sequence[int], None] = None,
+        masks: Union[str, Sequence[int]] = 'learned',
+        seed: int = 0,
+        init: float = 0.5,
+        average: bool = False,
+        full_output: bool = False,
+    ):
+        super().__init__(wiring)
+        if isinstance(masks, str) and masks not in MASKS:
+            raise ValueError(
+                f'unknown masks {masks!r}; known: {", ".join(MASKS)}, or 0 or 1 for every edge'
+            )
+        for name, flag in (('average', average), ('full_output', full_output)):
+            if not isinstance(flag, bool):
+                raise TypeError(f'{name} must be True or False, got {flag!r}')
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise TypeError(f'seed must be an integer, got {seed!r}')
+        if isinstance(init, bool) or not isinstance(init, (int, float)) or not 0 < init <= 1:
+            raise ValueError(f'init must be in (0, 1], got {init!r}')
+        self.fan_ins = _fan_ins(wiring, fan_in, masks, full_output)
+        self.learned = isinstance(masks, str) and masks == 'learned'
+        self.given = [] if self.learned else _fixed_masks(wiring, self.fan_ins, masks, seed)
+        self.init, self.average, self.rarely = float(init), average, _RARELY
+        self.options = {
+            'fan_in': list(fan_in) if isinstance(fan_in, (list, tuple)) else fan_in,
+            'masks': masks if isinstance(masks, str) else list(self.given),
+            'seed': seed, 'init': self.init, 'average': average, 'full_output': full_output,
+        }  # fmt: skip
+        mask = torch.empty(self.num_edges)
+        if self.learned:
+            self.mask = nn.Parameter(mask)
+        else:
+            self.register_buffer('mask', mask)
+        self.register_buffer('scale', torch.empty(self.num_edges))
+        self.register_buffer('target', None, persistent=False)
+        self.register_buffer('last', None, persistent=False)
+        self.reset_parameters()
+
+    def forward(self, node: int, context: Optional[Tensor] = None) -> Tensor:
+        span = self.spans[node]
+        return self._weigh(span[0], span[1], self.training)
+
+    def pass_weights(self) -> Tensor:
+        return self._weigh(0, self.num_edges, self.training)
+
+    def edge_weights(self) -> Tensor:
+        return self._weigh(0, self.num_edges, False)
+
+    def _weigh(self, start: int, stop: int, draws: bool) -> Tensor:
+        """Weights of the in-edges of one or more nodes; the real-valued mask gets the gradient."""
+        if self.training and self.learned:
+            with torch.no_grad():
+                self.mask.clamp_(0.0, 1.0)
+        mask = self.mask[start:stop]
+        keys = mask.detach().float().clamp(0.0, 1.0)
+        if draws and self.learned:  # the K largest of m / e, e exponential: K draws one by one
+            keys = (keys + self.rarely) / torch.empty_like(keys).exponential_()
+        active = self._largest(keys, start, stop).to(mask.dtype)
+        return (active + (mask - mask.detach())) * self.scale[start:stop]
+
+    def _largest(self, keys: Tensor, start: int, stop: int) -> Tensor:
+        """Booleans: the edges with the K_j largest keys of their node, the later of equal ones."""
+        order = torch.sort(keys, stable=True)[1]
+        order = order[torch.sort(self.target[start:stop][order], stable=True)[1]]
+        last = self.last[start:stop]
+        return torch.zeros_like(last).scatter(0, order, last)
+
+    def reset_parameters(self) -> None:
+        """Learned masks start equal, fixed ones are as they were given."""
+        self._lay_out()
+        with torch.no_grad():
+            if self.learned:
+                self.mask.fill_(self.init)
+            else:
+                self.mask.copy_(torch.tensor(self.given))
+            self.scale.fill_(1.0)
+            if self.average:
+                fan_ins = [self.fan_ins[target] for _, target in self.wiring.edges]
+                self.scale.copy_(1.0 / torch.tensor(fan_ins).clamp(min=1))
+
+    def _lay_out(self) -> None:
+        """Buffers that follow from the wiring: each edge's node, each node's last K_j places."""
+        last = torch.zeros(self.num_edges, dtype=torch.bool)
+        for (_, stop), fan_in in zip(self.spans, self.fan_ins):
+            last[stop - fan_in : stop] = True
+        targets = torch.tensor([target for _, target in self.wiring.edges], dtype=torch.long)
+        self.last, self.target = last.to(self.mask.device), targets.to(self.mask.device)
+
+    def select(self, wiring: Wiring, edges: Sequence[int]) -> 'MaskConnectivity':
+        """The same rule on a smaller wiring; no edge becomes active that was not."""
+        active = self.edge_weights().ne(0).tolist()
+        smaller = super().select(wiring, edges)
+        smaller.fan_ins = [0] * wiring.num_nodes
+        for edge, (_, target) in zip(edges, wiring.edges):
+            smaller.fan_ins[target] += active[edge]
+        smaller.options = {**self.options, 'fan_in': smaller.fan_ins, 'full_output': False}
+        if not self.learned:
+            smaller.given = smaller.options['masks'] = [int(active[edge]) for edge in edges]
+        smaller._lay_out()
+        return smaller
+
+    def extra_repr(self) -> str:
+        kind = 'learned' if self.learned else 'fixed'
+        fan_ins = sorted({k for k, (start, stop) in zip(self.fan_ins, self.spans) if stop > start})
+        return f'{super().extra_repr()}, {kind}, fan_in={fan_ins}'
+
+
+def _fan_ins(wiring: Wiring, fan_in, masks, full_output: bool) -> list[int]:
+    """Active in-edges of every node."""
+    degrees = wiring.in_degrees
+    if fan_in is None:
+        wanted = [1 if masks == 'prev' else degree for degree in degrees]
+    elif isinstance(fan_in, (list, tuple)):
+        if len(fan_in) != wiring.num_nodes:
+            raise ValueError(f'{wiring} needs a fan_in per node, got {len(fan_in)}: {fan_in}')
+        wanted = [_integer(k, 0) for k in fan_in]
+    else:
+        wanted = [_integer(fan_in, 1)] * wiring.num_nodes
+    if full_output:
+        wanted[-1] = degrees[-1]
+    for node, (k, degree) in enumerate(zip(wanted, degrees)):
+        if masks == 'full' and k < degree:
+            raise ValueError(f"masks='full' reads all {degree} sources of node {node}, not {k}")
+    fewer = [n for n, (k, degree) in enumerate(zip(wanted, degrees)) if degree < k and n > 0]
+    if fewer:
+        _logger.info(
+            f'fan_in {fan_in}: {len(fewer)} of {wiring.num_nodes - 1} nodes ({fewer[0]} the first) '
+            'have fewer in-edges and use all of them'
+        )
+    return [min(k, degree) for k, degree in zip(wanted, degrees)]
+
+
+def _integer(fan_in: int, least: int) -> int:
+    if isinstance(fan_in, bool) or not isinstance(fan_in, int):
+        raise TypeError(f'fan_in must be an integer, one per node or None, got {fan_in!r}')
+    if fan_in < least:
+        raise ValueError(f'fan_in must be at least {least}, got {fan_in}')
+    return fan_in
+
+
+def _fixed_masks(wiring: Wiring, fan_ins: list[int], masks, seed: int) -> list[int]:
+    """0 or 1 per edge, K_j ones at every node."""
+    if not isinstance(masks, str):
+        return _given(wiring, fan_ins, masks)
+    rng, fixed = random.Random(seed), [0] * wiring.num_edges
+    for (start, stop), fan_in in zip(wiring.in_edges, fan_ins):
+        row = range(start, stop)
+        for edge in rng.sample(row, fan_in) if masks == 'random' else row[stop - start - fan_in :]:
+            fixed[edge] = 1
+    return fixed
+
+
+def _given(wiring: Wiring, fan_ins: list[int], masks: Sequence[int]) -> list[int]:
+    values = masks.tolist() if isinstance(masks, Tensor) else list(masks)
+    if len(values) != wiring.num_edges:
+        raise ValueError(f'{wiring} needs masks for all edges, got {len(values)}')
+    if any(value not in (0, 1) for value in values):
+        raise ValueError(f'masks are 0 or 1, got {next(v for v in values if v not in (0, 1))!r}')
+    for node, ((start, stop), fan_in) in enumerate(zip(wiring.in_edges, fan_ins)):
+        ones = sum(values[start:stop])
+        if ones != fan_in:
+            raise ValueError(f'the mask of node {node} must have {fan_in} ones, got {int(ones)}')
+    return [int(value) for value in values]

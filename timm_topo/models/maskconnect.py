@@ -1,0 +1,551 @@
+"""MaskConnect (Ahmed & Torresani, 2018): which modules each module reads, learned as binary masks.
+
+In ``maskconnect_resnet{38,74,110}`` a block reads K of all earlier blocks. In
+``maskconnect_resnext*`` a branch reads K branches of the block before; after training,
+:func:`timm_topo.analysis.prune.prune` with threshold 0 removes what nobody reads, exactly.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Callable, List, Optional, Tuple, Union
+
+import torch
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models.resnet import BasicBlock
+from torch import Tensor, nn
+
+from ..connectivity import build_connectivity
+from ..generators import make_wiring
+from ..nodes import BranchBlock, ConvNorm, Subsample
+from ..sparsity import check_sparsity, check_sparsity_weight
+from ..stages import BranchGraph, CrossStageGraph, jumps, layered
+from ..wiring import Wiring
+from .base import ClassifierNet, imagenet_cfg, norm_class, per_stage
+from .cross_stage import CrossStageNet
+from .levels import take_indices
+
+__all__ = ['MaskConnectResNet', 'MaskConnectResNeXt']
+
+_Rule = Union[str, dict, type, Sequence, None]
+_CIFAR_WIDTHS = (16, 32, 64)
+
+
+class MaskConnectResNet(CrossStageNet):
+    """A ResNet for CIFAR whose blocks read any K of the earlier blocks, across stages (Fig. 1a).
+
+    The first block reads the stem. What a block reads from an earlier stage is subsampled and
+    padded with zero channels, without parameters (ours: the paper does not say how), like the
+    shortcuts of the blocks themselves ("option A"). The first block of a stage reads at the
+    resolution of the stage before, so that blocks are those of the ResNet; with ``fan_in=1`` and
+    ``masks='prev'`` it is the ResNet.
+
+    The paper prints the sum of what is read. Maps then grow K times per block: with the paper's
+    K = 10 and learning rate 0.1, training ends in NaN within an epoch. Here it is the mean, unless
+    ``average`` is False; for K = 1 both are the same.
+
+    Args:
+        num_blocks: Blocks per stage.
+        widths: Channels per stage.
+        fan_in: K; a block with fewer before it reads all. None: all, but 1 for ``'prev'``.
+        masks: ``'learned'``, or fixed: ``'prev'`` (the K latest), ``'full'``, ``'random'``.
+        mask_seed: Of ``'random'``.
+        average: Whether a block reads the mean of its K sources, not their sum.
+        wiring: What blocks may read: nodes 0 (stem) to the last (last block), as
+            :func:`timm_topo.generators.make_wiring` takes it. By default all earlier blocks.
+        connectivity: Another rule than masks, or all options of this one: what
+            :func:`timm_topo.connectivity.build_connectivity` takes, a static rule.
+        node_ids: The ids of the nodes that pruning left; by default all.
+        sparsity: ``'none'``, ``'uniform'`` or ``'adaptive'``: the L1 that training adds.
+        sparsity_weight: Its lambda.
+        in_chans: Channels of the image.
+        num_classes: Classes; 0 for pooled features.
+        global_pool: Pooling, as in ``timm.layers.ClassifierHead``.
+        drop_rate: Dropout before the classifier.
+        norm_layer: Normalisation, a class or a name that timm knows.
+        device: Where parameters live.
+        dtype: Their type.
+
+    Raises:
+        TypeError: An unknown option, or a description of the wrong type.
+        ValueError: Numbers that disagree, options of masks beside ``connectivity``, or an unknown
+            wiring, connectivity, sparsity or normalisation.
+    """
+
+    def __init__(
+        self,
+        num_blocks: int = 6,
+        widths: Sequence[int] = _CIFAR_WIDTHS,
+        fan_in: Optional[int] = None,
+        masks: str = 'learned',
+        mask_seed: int = 0,
+        average: bool = True,
+        wiring: Union[str, dict, Wiring, Sequence, None] = None,
+        connectivity: _Rule = None,
+        node_ids: Optional[Sequence] = None,
+        sparsity: str = 'none',
+        sparsity_weight: float = 1e-4,
+        in_chans: int = 3,
+        num_classes: int = 100,
+        global_pool: str = 'avg',
+        drop_rate: float = 0.0,
+        norm_layer: Union[str, Callable[..., nn.Module]] = 'batchnorm2d',
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        _check_sizes(num_blocks=num_blocks, **{f'widths[{i}]': w for i, w in enumerate(widths)})
+        dd = {'device': device, 'dtype': dtype}
+        norm_layer = norm_class(norm_layer)
+        num_nodes = 1 + num_blocks * len(widths)
+        ids = _ids(node_ids, num_nodes)
+        (wiring,) = per_stage('wiring', _earlier(num_nodes) if wiring is None else wiring, 1)
+        wiring = make_wiring(wiring, len(ids))
+        masking = dict(fan_in=fan_in, masks=masks, seed=mask_seed, average=average)
+        rule = build_connectivity(_rule(connectivity, masking), wiring, **dd)
+        self.sizes = {'num_blocks': num_blocks, 'widths': list(widths)}
+        self.in_chans = in_chans
+        self.sparsity = check_sparsity(sparsity)
+        self.sparsity_weight = check_sparsity_weight(sparsity_weight)
+        self.widths = list(widths)
+        self.strides = [2**level for level in range(len(widths))]
+
+        levels = [max(i - 1, 0) // num_blocks for i in ids]
+        first = [i > 1 and (i - 1) % num_blocks == 0 for i in ids]
+        reads = [level - is_first for level, is_first in zip(levels, first)]
+        blocks = [
+            _basic_block(
+                *(self.widths[at] for at in ends), 2 ** (ends[1] - ends[0]), norm_layer, dd
+            )
+            for ends in zip(reads[1:], levels[1:])
+        ]
+        self.dag = CrossStageGraph(
+            wiring,
+            rule,
+            nn.Sequential(ConvNorm(in_chans, widths[0], 3, 1, norm_layer, **dd), nn.ReLU()),
+            blocks[:-1],
+            levels,
+            {
+                (source, level): Subsample(
+                    widths[levels[source]], widths[level], 2 ** (level - levels[source])
+                )
+                for source, level in jumps(wiring, levels, reads)
+            },
+            node_ids=ids,
+            level_sizes=[1 + num_blocks] + [num_blocks] * (len(widths) - 1),
+            reads=reads,
+        )
+        self.output = blocks[-1]
+        self.num_features = widths[-1]
+        self.set_head(num_classes, global_pool, drop_rate, **dd)
+        self.init_weights()
+
+    @torch.jit.ignore
+    def topology(self) -> dict:
+        return {**self.sizes, 'fan_in': None, **super().topology()}
+
+
+class MaskConnectResNeXt(ClassifierNet):
+    """A ResNeXt each of whose branches reads K branches of the block before (Fig. 1b).
+
+    The stem feeds every branch of the first block, and the output is the sum over all branches of
+    the last (see :class:`timm_topo.nodes.BranchBlock` for the equation). Features are, per stage,
+    the mean of what the branches of the next block read, with the last stage's output: for
+    ``masks='full'`` those of the ResNeXt.
+
+    Args:
+        depths: Blocks per stage.
+        cardinality: C, branches per block.
+        base_width: w, channels inside a branch in the first stage; twice as many in each next.
+        widths: Channels of the maps between blocks, per stage.
+        stem_width: Channels of the stem.
+        imagenet_stem: Whether the stem is a 7x7 convolution and pooling, 1/4, instead of 3x3, 1/1.
+        branch_norm: Whether each branch has a norm of its own behind its last convolution, as the
+            printed 0.86 M of {29,8,8} need; otherwise one norm follows the sum, as in ResNeXt.
+        fan_in: K; None: all.
+        masks: ``'learned'``, or fixed: ``'full'``, ``'random'``.
+        mask_seed: Of ``'random'``.
+        average: Whether shortcuts are averaged over the selected branches, not summed.
+        wiring: An explicit graph with edges from one block to the next; by default all of those.
+        connectivity: Another rule than masks, or all options of this one: what
+            :func:`timm_topo.connectivity.build_connectivity` takes, a static rule.
+        node_ids: The ids of the nodes that pruning left; by default all.
+        sparsity: ``'none'``, ``'uniform'`` or ``'adaptive'``: the L1 that training adds.
+        sparsity_weight: Its lambda.
+        in_chans: Channels of the image.
+        num_classes: Classes; 0 for pooled features.
+        global_pool: Pooling, as in ``timm.layers.ClassifierHead``.
+        drop_rate: Dropout before the classifier.
+        norm_layer: Normalisation, a class or a name that timm knows.
+        device: Where parameters live.
+        dtype: Their type.
+
+    Raises:
+        TypeError: An unknown option, or a description of the wrong type.
+        ValueError: As for :class:`MaskConnectResNet`; ``masks='prev'``.
+    """
+
+    def __init__(
+        self,
+        depths: Sequence[int] = (3, 3, 3),
+        cardinality: int = 8,
+        base_width: int = 8,
+        widths: Sequence[int] = (64, 128, 256),
+        stem_width: int = 64,
+        imagenet_stem: bool = False,
+        branch_norm: bool = True,
+        fan_in: Optional[int] = None,
+        masks: str = 'learned',
+        mask_seed: int = 0,
+        average: bool = True,
+        wiring: Union[dict, Wiring, Sequence, None] = None,
+        connectivity: _Rule = None,
+        node_ids: Optional[Sequence] = None,
+        sparsity: str = 'none',
+        sparsity_weight: float = 1e-4,
+        in_chans: int = 3,
+        num_classes: int = 100,
+        global_pool: str = 'avg',
+        drop_rate: float = 0.0,
+        norm_layer: Union[str, Callable[..., nn.Module]] = 'batchnorm2d',
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        counts = dict(cardinality=cardinality, base_width=base_width, stem_width=stem_width)
+        by_stage = {
+            f'{name}[{i}]': value
+            for name, values in (('depths', depths), ('widths', widths))
+            for i, value in enumerate(values)
+        }
+        _check_sizes(**counts, **by_stage)
+        if len(depths) != len(widths):
+            raise ValueError(f'{len(depths)} stages of blocks but {len(widths)} widths')
+        if masks == 'prev':
+            raise ValueError("masks='prev' is for blocks in a row, branches have none before them")
+        dd = {'device': device, 'dtype': dtype}
+        norm_layer = norm_class(norm_layer)
+        block_levels = [level for level, depth in enumerate(depths) for _ in range(depth)]
+        sizes = [cardinality] * len(block_levels)
+        ids = _ids(node_ids, 2 + sum(sizes))
+        sizes = [sum((i - 1) // cardinality == k for i in ids[1:-1]) for k in range(len(sizes))]
+        (wiring,) = per_stage('wiring', layered(sizes) if wiring is None else wiring, 1)
+        wiring = make_wiring(wiring, len(ids))
+        masking = dict(fan_in=fan_in, masks=masks, seed=mask_seed, full_output=True)
+        rule = build_connectivity(_rule(connectivity, masking), wiring, **dd)
+        self.sizes = dict(
+            counts, depths=list(depths), widths=list(widths), imagenet_stem=imagenet_stem,
+            branch_norm=branch_norm, average=average,
+        )  # fmt: skip
+        self.in_chans = in_chans
+        self.sparsity = check_sparsity(sparsity)
+        self.sparsity_weight = check_sparsity_weight(sparsity_weight)
+
+        stem = [
+            ConvNorm(
+                in_chans, stem_width, *((7, 2) if imagenet_stem else (3, 1)), norm_layer, **dd
+            ),
+            nn.ReLU(inplace=True),
+        ]
+        if imagenet_stem:
+            stem.append(nn.MaxPool2d(3, stride=2, padding=1))
+        blocks, in_chs = [], stem_width
+        for k, (level, branches) in enumerate(zip(block_levels, sizes)):
+            begins = k > 0 and block_levels[k - 1] < level
+            blocks.append(
+                BranchBlock(
+                    branches,
+                    in_chs,
+                    widths[level],
+                    base_width * 2**level,
+                    2 if begins else 1,
+                    branch_norm=branch_norm,
+                    average=average,
+                    norm_layer=norm_layer,
+                    **dd,
+                )
+            )
+            in_chs = widths[level]
+        self.dag = BranchGraph(
+            wiring,
+            rule,
+            nn.Sequential(*stem),
+            blocks,
+            block_levels,
+            node_ids=ids,
+            level_sizes=[
+                depth * cardinality + (level == 0) + (level + 1 == len(depths))
+                for level, depth in enumerate(depths)
+            ],
+        )
+        stride = 4 if imagenet_stem else 1
+        self.feature_info = [
+            dict(
+                num_chs=width,
+                reduction=stride * 2**level,
+                module=f'dag.nodes.{sum(depths[: level + 1]) - 1}',
+            )
+            for level, width in enumerate(widths)
+        ]
+        self.num_features = widths[-1]
+        self.set_head(num_classes, global_pool, drop_rate, **dd)
+        self.init_weights()
+
+    @torch.jit.ignore
+    def topology(self) -> dict:
+        return {**self.sizes, 'fan_in': None, **super().topology()}
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict:
+        """Parameter groups for layer-wise learning rates: blocks, or stages if ``coarse``."""
+        place = self.dag.block_levels if coarse else range(len(self.dag.block_levels))
+        blocks = [(rf'^dag\.nodes\.{k}\.', (at,)) for k, at in enumerate(place)]
+        return dict(stem=r'^dag\.entry', blocks=[*blocks, (r'^dag\.connectivity', (0,))])
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Image ``(B, in_chans, H, W)`` -> ``(B, num_features, H / stride, W / stride)``."""
+        return self.dag(x)
+
+    @torch.jit.ignore
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: Optional[Union[int, List[int]]] = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = 'NCHW',
+        intermediates_only: bool = False,
+    ) -> Union[List[Tensor], Tuple[Tensor, List[Tensor]]]:
+        """Features and intermediates: index k is stage k.
+
+        Args:
+            x: ``(B, in_chans, H, W)``.
+            indices: Which: all (None), the last n (int), or a list, negative from the end.
+            norm: Without effect: nothing follows the last sum.
+            stop_early: Whether to stop after the last intermediate that is asked for.
+            output_fmt: ``'NCHW'``.
+            intermediates_only: Whether to return the intermediates alone.
+
+        Raises:
+            ValueError: Another ``output_fmt``, or an index out of range.
+        """
+        if output_fmt != 'NCHW':
+            raise ValueError(f"output_fmt must be 'NCHW', got '{output_fmt}'")
+        last = len(self.feature_info) - 1
+        taken = sorted(take_indices(last + 1, indices))
+        weights = self.dag.connectivity.pass_weights()
+        if intermediates_only or (stop_early and taken[-1] < last):
+            maps = self.dag.features(x, weights, taken)
+            return maps if intermediates_only else (maps[-1], maps)
+        maps = self.dag.features(x, weights, sorted({*taken, last}))
+        return maps[-1], maps[: len(taken)]
+
+    @torch.jit.ignore
+    def prune_intermediate_layers(
+        self,
+        indices: Union[int, List[int]] = 1,
+        prune_norm: bool = False,
+        prune_head: bool = True,
+    ) -> List[int]:
+        """Drop the head if asked; blocks stay, though those behind the last feature do not run.
+
+        Returns:
+            The indices taken, from the start.
+        """
+        if prune_head:
+            self.reset_classifier(0, '')
+        return take_indices(len(self.feature_info), indices)
+
+
+def _check_sizes(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ValueError(f'{name} must be an integer from 1 on, got {size!r}')
+
+
+def _ids(node_ids: Optional[Sequence], num_nodes: int) -> list[int]:
+    """Ids of the nodes there are; a saved network has those of its one graph in a list."""
+    if node_ids is None:
+        return list(range(num_nodes))
+    nested = isinstance(node_ids[0], (list, tuple))
+    ids = list(node_ids[0] if nested else node_ids)
+    if ids[0] != 0 or ids[-1] != num_nodes - 1:
+        raise ValueError(f'node_ids must lead from 0 to {num_nodes - 1}, got {ids}')
+    return ids
+
+
+def _earlier(num_nodes: int) -> Wiring:
+    """Every block reads all earlier blocks, the first the stem."""
+    pairs = [(i, j) for j in range(2, num_nodes) for i in range(1, j)]
+    return Wiring(num_nodes, ((0, 1), *pairs))
+
+
+def _rule(connectivity: _Rule, masking: dict) -> Union[str, dict, type]:
+    """The rule: masks, unless another is given."""
+    if connectivity is None:
+        return {'name': 'mask', **masking}
+    if masking['fan_in'] is not None or masking['masks'] != 'learned':
+        raise ValueError(
+            f'fan_in={masking["fan_in"]} and masks={masking["masks"]!r} make the rule; leave them '
+            'out beside connectivity'
+        )
+    return per_stage('connectivity', connectivity, 1)[0]
+
+
+def _basic_block(in_chs: int, out_chs: int, stride: int, norm_layer, dd: dict) -> BasicBlock:
+    same = in_chs == out_chs and stride == 1
+    return BasicBlock(
+        in_chs,
+        out_chs,
+        stride,
+        downsample=None if same else Subsample(in_chs, out_chs, stride),
+        norm_layer=norm_layer,
+        **dd,
+    )
+
+
+def checkpoint_filter_fn(state_dict: dict, model: MaskConnectResNeXt) -> dict:
+    """Accept weights of timm's ResNeXt of the same size, whose function ``masks='full'`` has."""
+    if 'layer1.0.conv1.weight' not in state_dict:
+        return state_dict
+    starts = [model.dag.block_levels.index(level) for level in range(len(model.feature_info))]
+
+    def renamed(name: str) -> str:
+        name = re.sub(r'^conv1\.', 'dag.entry.0.conv.', name)
+        name = re.sub(r'^bn1\.', 'dag.entry.0.bn.', name)
+        name = re.sub(r'^fc\.', 'head.fc.', name)
+        name = name.replace('downsample.0', 'downsample.conv').replace(
+            'downsample.1', 'downsample.bn'
+        )
+        return re.sub(
+            r'^layer(\d+)\.(\d+)\.',
+            lambda match: f'dag.nodes.{starts[int(match[1]) - 1] + int(match[2])}.',
+            name,
+        )
+
+    state = {renamed(name): value for name, value in state_dict.items()}
+    for name, value in state.items():
+        if name.endswith('.conv3.weight'):  # one convolution over all branches -> one per branch
+            branches = value.unflatten(1, (model.sizes['cardinality'], -1))
+            state[name] = branches.transpose(0, 1).flatten(0, 1)
+    own = model.state_dict()
+    return state | {name: own[name] for name in own if name.startswith('dag.connectivity.')}
+
+
+_CIFAR_CFG = imagenet_cfg(
+    input_size=(3, 32, 32), pool_size=(8, 8), num_classes=100, crop_pct=1.0,
+    mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762),  # CIFAR-100
+    first_conv='dag.entry.0.conv', classifier='head.fc',
+)  # fmt: skip
+_CFG = imagenet_cfg(first_conv='dag.entry.0.conv', classifier='head.fc')
+
+default_cfgs = generate_default_cfgs(
+    {
+        **{f'maskconnect_resnet{depth}.untrained': _CIFAR_CFG for depth in (38, 74, 110)},
+        **{f'maskconnect_resnext29_8x{width}d.untrained': _CIFAR_CFG for width in (8, 64)},
+        'maskconnect_resnext50_32x4d.untrained': _CFG,
+        'maskconnect_resnext101_32x4d.untrained': _CFG,
+        'maskconnect_resnext101_64x4d.untrained': _CFG,
+        'test_maskconnect_resnet.untrained': _CIFAR_CFG,
+        'test_maskconnect_resnext.untrained': _CIFAR_CFG,
+    }
+)
+
+
+def _create(cls: type, variant: str, pretrained: bool, defaults: dict, overrides: dict):
+    kwargs = {'num_classes': default_cfgs[variant].default.num_classes, **defaults, **overrides}
+    if overrides.get('connectivity') is not None or {'masks': 'full'}.items() <= overrides.items():
+        kwargs['fan_in'] = overrides.get('fan_in')
+    levels = len(kwargs.get('widths', (0, 0, 0)))
+    return build_model_with_cfg(
+        cls,
+        variant,
+        pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn if cls is MaskConnectResNeXt else None,
+        feature_cfg=dict(feature_cls='getter', out_indices=tuple(range(levels))),
+        **kwargs,
+    )
+
+
+def _resnet(variant: str, pretrained: bool, depth: int, fan_in: int, kwargs: dict):
+    defaults = dict(num_blocks=(depth - 2) // 6, fan_in=fan_in)
+    return _create(MaskConnectResNet, variant, pretrained, defaults, kwargs)
+
+
+def _resnext(variant: str, pretrained: bool, defaults: dict, kwargs: dict):
+    return _create(MaskConnectResNeXt, variant, pretrained, defaults, kwargs)
+
+
+def _imagenet(depths: tuple[int, ...], cardinality: int) -> dict:
+    """{50,4,32} and so on, with the half of the branches that Table 3 has."""
+    return dict(
+        depths=depths, cardinality=cardinality, base_width=4, widths=(256, 512, 1024, 2048),
+        imagenet_stem=True, branch_norm=False, fan_in=cardinality // 2,
+    )  # fmt: skip
+
+
+@register_model
+def maskconnect_resnet38(pretrained: bool = False, **kwargs) -> MaskConnectResNet:
+    """K = 10 of up to 17 earlier blocks (Table 1: 70.40% top-1, CIFAR-100; ResNet: 68.54%)."""
+    return _resnet('maskconnect_resnet38', pretrained, 38, 10, kwargs)
+
+
+@register_model
+def maskconnect_resnet74(pretrained: bool = False, **kwargs) -> MaskConnectResNet:
+    """K = 15 of up to 35 earlier blocks (Table 1: 72.81%; ResNet: 70.64%)."""
+    return _resnet('maskconnect_resnet74', pretrained, 74, 15, kwargs)
+
+
+@register_model
+def maskconnect_resnet110(pretrained: bool = False, **kwargs) -> MaskConnectResNet:
+    """K = 20 of up to 53 earlier blocks (Table 1: 73.15%; ResNet: 71.21%)."""
+    return _resnet('maskconnect_resnet110', pretrained, 110, 20, kwargs)
+
+
+@register_model
+def maskconnect_resnext29_8x8d(pretrained: bool = False, **kwargs) -> MaskConnectResNeXt:
+    """{29,8,8}, K = 4 (Table 2: 75.89% top-1, CIFAR-100; K = 1 73.91%, full 73.52%)."""
+    return _resnext('maskconnect_resnext29_8x8d', pretrained, dict(fan_in=4), kwargs)
+
+
+@register_model
+def maskconnect_resnext29_8x64d(pretrained: bool = False, **kwargs) -> MaskConnectResNeXt:
+    """{29,64,8}, K = 4 (Table 2: 84.05%; K = 1 82.31%, full 82.23%)."""
+    defaults = dict(base_width=64, widths=(256, 512, 1024), fan_in=4)
+    return _resnext('maskconnect_resnext29_8x64d', pretrained, defaults, kwargs)
+
+
+@register_model
+def maskconnect_resnext50_32x4d(pretrained: bool = False, **kwargs) -> MaskConnectResNeXt:
+    """{50,4,32}, K = 16 (Table 3: 79.1% top-1, ImageNet; full 77.8%)."""
+    defaults = _imagenet((3, 4, 6, 3), 32)
+    return _resnext('maskconnect_resnext50_32x4d', pretrained, defaults, kwargs)
+
+
+@register_model
+def maskconnect_resnext101_32x4d(pretrained: bool = False, **kwargs) -> MaskConnectResNeXt:
+    """{101,4,32}, K = 16 (Table 3: 79.5%; full 78.8%)."""
+    defaults = _imagenet((3, 4, 23, 3), 32)
+    return _resnext('maskconnect_resnext101_32x4d', pretrained, defaults, kwargs)
+
+
+@register_model
+def maskconnect_resnext101_64x4d(pretrained: bool = False, **kwargs) -> MaskConnectResNeXt:
+    """{101,4,64}, K = 32 (Table 3: 79.8%; full 79.6%)."""
+    defaults = _imagenet((3, 4, 23, 3), 64)
+    return _resnext('maskconnect_resnext101_64x4d', pretrained, defaults, kwargs)
+
+
+@register_model
+def test_maskconnect_resnet(pretrained: bool = False, **kwargs) -> MaskConnectResNet:
+    """Minimal network for tests: 2 blocks per stage, K = 2."""
+    defaults = dict(num_blocks=2, widths=(8, 16, 24), fan_in=2)
+    return _create(MaskConnectResNet, 'test_maskconnect_resnet', pretrained, defaults, kwargs)
+
+
+@register_model
+def test_maskconnect_resnext(pretrained: bool = False, **kwargs) -> MaskConnectResNeXt:
+    """Minimal network for tests: 2 blocks of 4 branches per stage, K = 2."""
+    defaults = dict(
+        depths=(2, 2, 2), cardinality=4, base_width=4, widths=(16, 24, 32), stem_width=8, fan_in=2
+    )  # fmt: skip
+    return _create(MaskConnectResNeXt, 'test_maskconnect_resnext', pretrained, defaults, kwargs)

@@ -1,0 +1,207 @@
+"""Blocks of parallel branches, where each branch reads some of those before (MaskConnect)."""
+
+from collections.abc import Sequence
+from fractions import Fraction
+from itertools import accumulate
+from typing import List, Optional, Tuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..connectivity import Connectivity
+from ..nodes.branches import BranchBlock
+from ..wiring import Wiring
+from .graph_stage import GraphStage
+
+__all__ = ['BranchGraph', 'layered']
+
+
+def layered(sizes: Sequence[int]) -> Wiring:
+    """Layers of nodes, each of which reads all nodes of the layer before.
+
+    Args:
+        sizes: Nodes per layer between input and output.
+
+    >>> layered([2, 2]).edges
+    ((0, 1), (0, 2), (1, 3), (2, 3), (1, 4), (2, 4), (3, 5), (4, 5))
+    """
+    stops = list(accumulate([1, *sizes, 1]))
+    layers = [range(stop - size, stop) for size, stop in zip([1, *sizes, 1], stops)]
+    edges = [(s, t) for k in range(1, len(layers)) for t in layers[k] for s in layers[k - 1]]
+    return Wiring(stops[-1], tuple(edges))
+
+
+class BranchGraph(GraphStage):
+    """A graph whose nodes are the branches of blocks, each reading branches of the block before.
+
+    A block's branches run at once, as grouped convolutions, and what the branches of the next one
+    read is one product with the matrix of edge weights per block, not a sum per node. The last
+    node reads the branches of the last block.
+
+    Activation checkpointing is per block.
+
+    Args:
+        wiring: Node 0, then the branches block by block, then the output; without dead nodes and
+            with edges only from one block to the next.
+        connectivity: The rule that weighs the edges; weights that depend on the image are not
+            supported.
+        entry: Graph input -> x_0, which the first block reads.
+        nodes: The blocks, :class:`timm_topo.nodes.BranchBlock`.
+        block_levels: Level of each block, ascending from 0; by default all 0.
+        node_ids: Ids the N nodes had before pruning; by default ``0 .. N - 1``.
+        level_sizes: Nodes per level before pruning; by default those there are.
+
+    Raises:
+        ValueError: As for :class:`GraphStage`; an edge that skips a block; a rule that needs the
+            features of the image.
+    """
+
+    preds: List[List[int]]  # TorchScript inherits no annotations
+    slots: List[List[int]]
+    block_levels: List[int]
+
+    def __init__(
+        self,
+        wiring: Wiring,
+        connectivity: Connectivity,
+        entry: nn.Module,
+        nodes: Sequence[BranchBlock],
+        block_levels: Optional[Sequence[int]] = None,
+        node_ids: Optional[Sequence[int]] = None,
+        level_sizes: Optional[Sequence[int]] = None,
+    ):
+        if connectivity.needs_context:
+            raise ValueError(
+                f'{type(connectivity).__name__} reads the features of the image, which have '
+                'several widths in a graph over several resolutions; use a static rule'
+            )
+        super().__init__(wiring, connectivity, entry, nodes, node_ids=node_ids)
+        self.by_node = True
+        sizes = [1, *(block.branches for block in nodes), 1]
+        self.stops = list(accumulate(sizes))
+        layer = [k for k, size in enumerate(sizes) for _ in range(size)]
+        skipping = [edge for edge in wiring.edges if layer[edge[1]] != layer[edge[0]] + 1]
+        if skipping:
+            raise ValueError(f'edges lead from a block to the next, not {skipping[0]}')
+        self.block_levels = [0] * len(nodes) if block_levels is None else list(block_levels)
+        if len(self.block_levels) != len(nodes) or sorted(self.block_levels) != self.block_levels:
+            raise ValueError(f'{len(nodes)} blocks need a level each, ascending: {block_levels}')
+        by_layer = [self.block_levels[0], *self.block_levels, self.block_levels[-1]]
+        self.levels = [by_layer[k] for k in layer]
+        counts = [self.levels.count(level) for level in range(self.levels[-1] + 1)]
+        self.level_sizes = list(counts if level_sizes is None else level_sizes)
+        self.matrices = nn.ModuleList(
+            EdgeMatrix(wiring, range(stop - size - before, stop - size), range(stop - size, stop))
+            for before, size, stop in zip(sizes, sizes[1:], self.stops[1:])
+        )
+        self.in_degrees = list(wiring.in_degrees[1:])
+
+    @staticmethod
+    def computing(nodes: Sequence[nn.Module]) -> int:
+        """Number of branches."""
+        return sum(block.branches for block in nodes)
+
+    def run(self, x: Tensor) -> Tuple[List[Tensor], List[Tensor]]:
+        """As for :class:`GraphStage`, but of the maps only the graph output."""
+        weights = self.connectivity.pass_weights()
+        maps = self.features(x, weights, [self.block_levels[-1]])
+        return maps, list(weights.split(self.in_degrees))
+
+    def features(self, x: Tensor, weights: Tensor, levels: List[int]) -> List[Tensor]:
+        """Maps at the ends of ``levels``: the mean of what the branches of the next block read.
+
+        At the end of the last level that is the graph output. Blocks behind the last of ``levels``
+        do not run.
+
+        Args:
+            x: Graph input.
+            weights: Of all edges, ``(E,)``.
+            levels: Ascending.
+        """
+        taken: List[Tensor] = []
+        for k, matrix in enumerate(self.matrices):
+            if k == 0:
+                x = self.entry(x)[:, None] * matrix(weights).to(x.dtype)[..., None, None]
+        for k, (block, matrix) in enumerate(zip(self.nodes, self.matrices[1:])):
+            level = self.block_levels[k]
+            if level <= levels[-1]:
+                if not torch.jit.is_scripting():
+                    x = self.advance(block, x, matrix(weights))
+                else:
+                    inner, beside = block(x)
+                    x = block.mix(inner, beside, matrix(weights))
+                ends = k + 1 == len(self.block_levels) or self.block_levels[k + 1] > level
+                if ends and level in levels:
+                    taken.append(x.mean(1))
+        return taken
+
+    @torch.jit.unused
+    def _with(self, wiring: Wiring, rule: Connectivity, kept: Sequence[int]) -> 'BranchGraph':
+        starts = zip(self.stops, self.stops[1:-1])
+        return BranchGraph(
+            wiring,
+            rule,
+            self.entry,
+            [
+                block.select([node - start for node in kept if start <= node < stop])
+                for block, (start, stop) in zip(self.nodes, starts)
+            ],
+            self.block_levels,
+            node_ids=[self.node_ids[node] for node in kept],
+            level_sizes=self.level_sizes,
+        )
+
+    @torch.jit.unused
+    def advance(self, block: nn.Module, x: Tensor, weights: Tensor) -> Tensor:
+        """What the branches behind ``block`` read, from what its own branches read."""
+
+        def run(x: Tensor, weights: Tensor) -> Tensor:
+            inner, beside = block(x)
+            return block.mix(inner, beside, weights)
+
+        if not self.recomputes():
+            return run(x, weights)
+        return checkpoint(run, x, weights, use_reentrant=False)
+
+    @torch.jit.unused
+    def multiplies(self) -> list[Fraction]:
+        edges = [matrix.num_edges for matrix in self.matrices]
+        sizes = [*(block.branches for block in self.nodes), 1]
+        return [Fraction(edges[0], sizes[0])] + [
+            2 * Fraction(count, size) for count, size in zip(edges[1:], sizes[1:])
+        ]
+
+
+class EdgeMatrix(nn.Module):
+    """The weights of all edges between two layers as a matrix, 0 where there is no edge.
+
+    Args:
+        wiring: The wiring.
+        sources: Nodes of the layer that is read.
+        targets: Nodes of the layer that reads.
+    """
+
+    def __init__(self, wiring: Wiring, sources: range, targets: range):
+        super().__init__()
+        self.rows, self.columns = len(targets), len(sources)
+        self.start, self.stop = wiring.in_edges[targets[0]][0], wiring.in_edges[targets[-1]][1]
+        self.num_edges = self.stop - self.start
+        self.complete = self.num_edges == self.rows * self.columns
+        self.places = [
+            (target - targets[0]) * len(sources) + source - sources[0]
+            for source, target in wiring.edges[self.start : self.stop]
+        ]
+        self.register_buffer('index', None, persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Fill the buffer that follows from the wiring."""
+        self.index = torch.tensor(self.places)
+
+    def forward(self, weights: Tensor) -> Tensor:
+        """``(E,)`` -> ``(targets, sources)``."""
+        own = weights[self.start : self.stop]
+        if not self.complete:
+            own = own.new_zeros(self.rows * self.columns).index_copy(0, self.index, own)
+        return own.view(self.rows, self.columns)
