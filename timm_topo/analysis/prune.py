@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..connectivity import Connectivity
 from ..connectivity.fixed import FixedConnectivity
 from ..stages import GraphStage, adjacency, evaluation_mode, graph_stages
 from ..wiring import Wiring
@@ -211,22 +212,40 @@ def mask_edges(model: nn.Module, keep: dict[str, Tensor]) -> Iterator[nn.Module]
         model: A model with graph stages.
         keep: Booleans ``(E,)`` by stage name, as from :func:`edge_mask`.
     """
-    hooks = []
+    stages = graph_stages(model)
+    rules = {name: stage.connectivity for name, stage in stages.items()}
     try:
-        for name, stage in graph_stages(model).items():
-            hooks.append(stage.connectivity.register_forward_hook(_masking(stage, keep[name])))
+        for name, stage in stages.items():
+            stage.connectivity = _Masked(rules[name], keep[name])
         yield model
     finally:
-        for hook in hooks:
-            hook.remove()
+        for name, stage in stages.items():
+            stage.connectivity = rules[name]
 
 
-def _masking(stage: GraphStage, keep: Tensor):
-    def hook(rule, args, weights):
-        start, stop = stage.wiring.in_edges[args[0]]
-        return weights * keep[start:stop].to(weights)
+class _Masked(nn.Module):
+    """A rule some of whose weights are taken as zero; anything else is the rule's own."""
 
-    return hook
+    def __init__(self, rule: Connectivity, keep: Tensor):
+        super().__init__()
+        self.rule, self.keep = rule, keep
+
+    def __getattr__(self, name: str):
+        own = self.__dict__['_modules']
+        return own[name] if name in own else getattr(own['rule'], name)
+
+    def forward(self, node: int, context: Tensor | None = None) -> Tensor:
+        start, stop = self.rule.spans[node]
+        weights = self.rule(node) if context is None else self.rule(node, context)
+        return weights * self.keep[start:stop].to(weights)
+
+    def pass_weights(self) -> Tensor:
+        weights = self.rule.pass_weights()
+        return weights * self.keep.to(weights)
+
+    def edge_weights(self) -> Tensor:
+        weights = self.rule.edge_weights()
+        return weights * self.keep.to(weights)
 
 
 def prune(

@@ -63,7 +63,10 @@ class Connectivity(nn.Module):
         """All weights ``(E,)`` as one forward pass reads them, for stages that run many nodes at
         once; of a rule that draws, one draw. Not for weights that depend on the image.
         """
-        return torch.cat([self(node) for node in range(1, self.wiring.num_nodes)])
+        by_node: List[Tensor] = []
+        for node in range(1, len(self.spans)):
+            by_node.append(self.forward(node))
+        return torch.cat(by_node)
 
     def thresholds(self) -> Optional[Tensor]:
         """Weights ``(E,)`` below which evaluation closes edges; None: it closes none.
@@ -133,7 +136,7 @@ class StaticConnectivity(Connectivity):
         return self.squash(self.alpha[span[0] : span[1]])
 
     def pass_weights(self) -> Tensor:
-        return self.edge_weights()
+        return self.squash(self.alpha)
 
     def edge_weights(self) -> Tensor:
         return self.squash(self.alpha)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Optional
+from typing import List, Optional
 
 import torch
 from torch import Tensor, nn
@@ -15,35 +15,43 @@ class LearnedConnectivity(StaticConnectivity):
     """Partial contract: one parameter per edge. Implement ``squash`` and ``unsquash``.
 
     Without ``weigh_sole``, the only in-edge of a node has no parameter: it carries 1, as batch
-    norm takes a positive factor away again. Where pruning leaves a node one in-edge, that edge
-    keeps the weight it had, as a constant, until ``reset_parameters``.
+    norm takes a positive factor away again. With ``mean_output``, those of the last node have none
+    either and carry 1 / in-degree. Where pruning takes edges away, such a constant keeps its value,
+    and an edge that is the only one left keeps the weight it had, until ``reset_parameters``.
 
     Args:
         wiring: The wiring.
         init: Initial edge weight, after squashing.
         weigh_sole: Whether the only in-edge of a node has a parameter too.
+        mean_output: Whether the last node takes the mean of what it reads.
 
     Raises:
-        TypeError: ``weigh_sole`` is no bool.
+        TypeError: ``weigh_sole`` or ``mean_output`` is no bool.
         ValueError: No parameter gives the weight ``init``.
     """
 
-    def __init__(self, wiring: Wiring, init: float, weigh_sole: bool = True):
+    def __init__(
+        self, wiring: Wiring, init: float, weigh_sole: bool = True, mean_output: bool = False
+    ):
         super().__init__(wiring)
-        if not isinstance(weigh_sole, bool):
-            raise TypeError(f'weigh_sole must be True or False, got {weigh_sole!r}')
+        for name, flag in (('weigh_sole', weigh_sole), ('mean_output', mean_output)):
+            if not isinstance(flag, bool):
+                raise TypeError(f'{name} must be True or False, got {flag!r}')
         self.options = {'init': float(init)}
         if not weigh_sole:
             self.options['weigh_sole'] = False
-        self.weigh_sole = weigh_sole
+        if mean_output:
+            self.options['mean_output'] = True
+        self.all_learned = weigh_sole and not mean_output
         self._unsquashed_init = self.unsquash(float(init))
-        self.sole = [degree == 1 and not weigh_sole for degree in wiring.in_degrees]
+        self.unlearned = [degree == 1 and not weigh_sole for degree in wiring.in_degrees]
+        self.unlearned[-1] = self.unlearned[-1] or mean_output
         self.starts, counts = [], [0, 0]  # of a node's in-edges, in alpha or among the constants
-        for degree, sole in zip(wiring.in_degrees, self.sole):
-            self.starts.append(counts[sole])
-            counts[sole] += degree
+        for degree, unlearned in zip(wiring.in_degrees, self.unlearned):
+            self.starts.append(counts[unlearned])
+            counts[unlearned] += degree
         self.alpha = nn.Parameter(torch.empty(counts[0]), requires_grad=counts[0] > 0)
-        if weigh_sole:
+        if self.all_learned:
             self.constant = torch.empty(0)  # no state, but TorchScript looks for it
         else:
             self.register_buffer('constant', torch.empty(counts[1]))
@@ -51,37 +59,41 @@ class LearnedConnectivity(StaticConnectivity):
 
     def forward(self, node: int, context: Optional[Tensor] = None) -> Tensor:
         span = self.spans[node]
-        start = span[0] if self.weigh_sole else self.starts[node]
+        start = span[0] if self.all_learned else self.starts[node]
         stop = start + span[1] - span[0]
-        if not self.weigh_sole and self.sole[node]:
+        if not self.all_learned and self.unlearned[node]:
             return self.constant[start:stop]
         return self.squash(self.alpha[start:stop])
 
+    def pass_weights(self) -> Tensor:
+        if self.all_learned:
+            return self.squash(self.alpha)
+        by_node: List[Tensor] = []
+        for node in range(1, len(self.spans)):
+            by_node.append(self.forward(node))
+        return torch.cat(by_node)
+
     def edge_weights(self) -> Tensor:
-        weights = self.squash(self.alpha)
-        if self.weigh_sole:
-            return weights
-        by_node = iter(weights.split([d for d in self.wiring.in_degrees if d != 1]))
-        constants = iter(self.constant.split(1))
-        return torch.cat([next(constants if sole else by_node) for sole in self.sole])
+        return self.pass_weights()
 
     def select(self, wiring: Wiring, edges: Sequence[int]) -> 'LearnedConnectivity':
-        if self.weigh_sole:
+        if self.all_learned:
             return super().select(wiring, edges)
         place, weights = self._places(), self.edge_weights().detach()
         smaller = type(self)(wiring, **self.options).to(self.alpha)
-        kept = [(e, smaller.sole[target]) for e, (_, target) in zip(edges, wiring.edges)]
-        learned = [place[e] for e, sole in kept if not sole]
+        kept = [(e, smaller.unlearned[target]) for e, (_, target) in zip(edges, wiring.edges)]
+        learned = [place[e] for e, unlearned in kept if not unlearned]
         smaller.alpha = nn.Parameter(
             self.alpha.detach()[learned].clone(),
             requires_grad=self.alpha.requires_grad and len(learned) > 0,
         )
-        smaller.constant.copy_(weights[[e for e, sole in kept if sole]])
+        smaller.constant.copy_(weights[[e for e, unlearned in kept if unlearned]])
         return smaller.train(self.training)
 
     def _places(self) -> dict[int, int]:
         """Index into ``alpha`` by index of the edge, for edges that have a parameter."""
-        learned = [e for e, (_, target) in enumerate(self.wiring.edges) if not self.sole[target]]
+        targets = [target for _, target in self.wiring.edges]
+        learned = [e for e, target in enumerate(targets) if not self.unlearned[target]]
         return {edge: place for place, edge in enumerate(learned)}
 
     def unsquash(self, weight: float) -> float:
@@ -89,18 +101,28 @@ class LearnedConnectivity(StaticConnectivity):
         raise NotImplementedError
 
     def reset_parameters(self) -> None:
-        """Set every edge weight to ``init``, of edges without a parameter to 1."""
+        """Set every edge weight to ``init``, of edges without a parameter to their constant."""
         nn.init.constant_(self.alpha, self._unsquashed_init)
         if self.constant.numel() > 0:
             nn.init.ones_(self.constant)
+            if self.options.get('mean_output'):
+                degree = self.wiring.in_degrees[-1]
+                with torch.no_grad():
+                    self.constant[-degree:] = 1 / degree
 
 
 @register_connectivity('alpha')
 class AlphaConnectivity(LearnedConnectivity):
     """a_ji = alpha_ji, initialised to 1 (TopoNet, sections 3.3 and 4.2)."""
 
-    def __init__(self, wiring: Wiring, init: float = 1.0, weigh_sole: bool = True):
-        super().__init__(wiring, init, weigh_sole)
+    def __init__(
+        self,
+        wiring: Wiring,
+        init: float = 1.0,
+        weigh_sole: bool = True,
+        mean_output: bool = False,
+    ):
+        super().__init__(wiring, init, weigh_sole, mean_output)
 
     def squash(self, alpha: Tensor) -> Tensor:
         return alpha
@@ -115,8 +137,14 @@ class AlphaConnectivity(LearnedConnectivity):
 class TanhConnectivity(LearnedConnectivity):
     """a_ji = tanh(alpha_ji), initialised to 0.5 (Janik & Nowak, section 2)."""
 
-    def __init__(self, wiring: Wiring, init: float = 0.5, weigh_sole: bool = True):
-        super().__init__(wiring, init, weigh_sole)
+    def __init__(
+        self,
+        wiring: Wiring,
+        init: float = 0.5,
+        weigh_sole: bool = True,
+        mean_output: bool = False,
+    ):
+        super().__init__(wiring, init, weigh_sole, mean_output)
 
     def squash(self, alpha: Tensor) -> Tensor:
         return torch.tanh(alpha)
@@ -134,8 +162,14 @@ class SigmoidConnectivity(LearnedConnectivity):
     An L1 penalty acts on the weight, not on alpha: it drives alpha to minus infinity, not to 0.
     """
 
-    def __init__(self, wiring: Wiring, init: float = 0.5, weigh_sole: bool = True):
-        super().__init__(wiring, init, weigh_sole)
+    def __init__(
+        self,
+        wiring: Wiring,
+        init: float = 0.5,
+        weigh_sole: bool = True,
+        mean_output: bool = False,
+    ):
+        super().__init__(wiring, init, weigh_sole, mean_output)
 
     def squash(self, alpha: Tensor) -> Tensor:
         return torch.sigmoid(alpha)

@@ -3,7 +3,7 @@
 import logging
 import random
 from collections.abc import Sequence
-from typing import List, Optional, Union
+from typing import Optional, Union
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,9 @@ class MaskConnectivity(Connectivity):
         average: Whether an active edge weighs 1 / K_j instead of 1, so that maps do not grow with
             the fan-in (ours).
         full_output: Whether the last node reads all its sources, whatever ``fan_in`` says.
+        centered: Whether masks follow the gradient less its mean over the in-edges of a node
+            (ours). K is fixed, so what would turn all of them up or down at once says nothing
+            about which to take; it may drive them all to 1, where they are drawn alike for good.
 
     Raises:
         TypeError: ``fan_in``, ``seed`` or a flag is of another type.
@@ -66,13 +69,15 @@ class MaskConnectivity(Connectivity):
         init: float = 0.5,
         average: bool = False,
         full_output: bool = False,
+        centered: bool = False,
     ):
         super().__init__(wiring)
         if isinstance(masks, str) and masks not in MASKS:
             raise ValueError(
                 f'unknown masks {masks!r}; known: {", ".join(MASKS)}, or 0 or 1 for every edge'
             )
-        for name, flag in (('average', average), ('full_output', full_output)):
+        flags = dict(average=average, full_output=full_output, centered=centered)
+        for name, flag in flags.items():
             if not isinstance(flag, bool):
                 raise TypeError(f'{name} must be True or False, got {flag!r}')
         if isinstance(seed, bool) or not isinstance(seed, int):
@@ -82,11 +87,12 @@ class MaskConnectivity(Connectivity):
         self.fan_ins = _fan_ins(wiring, fan_in, masks, full_output)
         self.learned = isinstance(masks, str) and masks == 'learned'
         self.given = [] if self.learned else _fixed_masks(wiring, self.fan_ins, masks, seed)
-        self.init, self.average, self.rarely = float(init), average, _RARELY
+        self.init, self.average, self.centered = float(init), average, centered
+        self.rarely = _RARELY
         self.options = {
             'fan_in': list(fan_in) if isinstance(fan_in, (list, tuple)) else fan_in,
             'masks': masks if isinstance(masks, str) else list(self.given),
-            'seed': seed, 'init': self.init, 'average': average, 'full_output': full_output,
+            'seed': seed, 'init': self.init, **flags,
         }  # fmt: skip
         mask = torch.empty(self.num_edges)
         if self.learned:
@@ -94,38 +100,51 @@ class MaskConnectivity(Connectivity):
         else:
             self.register_buffer('mask', mask)
         self.register_buffer('scale', torch.empty(self.num_edges))
-        self.register_buffer('target', None, persistent=False)
-        self.register_buffer('last', None, persistent=False)
+        for name in ('slots', 'places', 'limits'):
+            self.register_buffer(name, None, persistent=False)
         self.reset_parameters()
 
     def forward(self, node: int, context: Optional[Tensor] = None) -> Tensor:
         span = self.spans[node]
-        return self._weigh(span[0], span[1], self.training)
+        mask = self._clipped()[span[0] : span[1]]
+        active = _ranks(self._keys(mask, self.training)[None]) < self.fan_ins[node]
+        gradient = mask - mask.detach()
+        if self.centered:
+            gradient = gradient - gradient.mean()
+        return (active[0].to(mask.dtype) + gradient) * self.scale[span[0] : span[1]]
 
     def pass_weights(self) -> Tensor:
-        return self._weigh(0, self.num_edges, self.training)
+        return self._all(self.training)
 
     def edge_weights(self) -> Tensor:
-        return self._weigh(0, self.num_edges, False)
+        return self._all(False)
 
-    def _weigh(self, start: int, stop: int, draws: bool) -> Tensor:
-        """Weights of the in-edges of one or more nodes; the real-valued mask gets the gradient."""
+    def _all(self, draws: bool) -> Tensor:
+        """All weights; a row per node, padded to the largest in-degree."""
+        mask = self._clipped()
+        keys = self._keys(mask, draws)
+        padded = torch.cat([keys, keys.new_full((1,), -1.0)])[self.slots]
+        active = (_ranks(padded) < self.limits).flatten()[self.places]
+        gradient = mask - mask.detach()
+        if self.centered:
+            sums = torch.cat([gradient, gradient.new_zeros(1)])[self.slots].sum(1, keepdim=True)
+            means = sums / self.slots.lt(self.num_edges).sum(1, keepdim=True).clamp(min=1)
+            gradient = gradient - means.expand_as(self.slots).flatten()[self.places]
+        return (active.to(mask.dtype) + gradient) * self.scale
+
+    def _clipped(self) -> Tensor:
+        """The masks; where they learn, in training, clipped for good."""
         if self.training and self.learned:
             with torch.no_grad():
                 self.mask.clamp_(0.0, 1.0)
-        mask = self.mask[start:stop]
+        return self.mask
+
+    def _keys(self, mask: Tensor, draws: bool) -> Tensor:
+        """What the K largest of are active."""
         keys = mask.detach().float().clamp(0.0, 1.0)
         if draws and self.learned:  # the K largest of m / e, e exponential: K draws one by one
             keys = (keys + self.rarely) / torch.empty_like(keys).exponential_()
-        active = self._largest(keys, start, stop).to(mask.dtype)
-        return (active + (mask - mask.detach())) * self.scale[start:stop]
-
-    def _largest(self, keys: Tensor, start: int, stop: int) -> Tensor:
-        """Booleans: the edges with the K_j largest keys of their node, the later of equal ones."""
-        order = torch.sort(keys, stable=True)[1]
-        order = order[torch.sort(self.target[start:stop][order], stable=True)[1]]
-        last = self.last[start:stop]
-        return torch.zeros_like(last).scatter(0, order, last)
+        return keys
 
     def reset_parameters(self) -> None:
         """Learned masks start equal, fixed ones are as they were given."""
@@ -141,12 +160,17 @@ class MaskConnectivity(Connectivity):
                 self.scale.copy_(1.0 / torch.tensor(fan_ins).clamp(min=1))
 
     def _lay_out(self) -> None:
-        """Buffers that follow from the wiring: each edge's node, each node's last K_j places."""
-        last = torch.zeros(self.num_edges, dtype=torch.bool)
-        for (_, stop), fan_in in zip(self.spans, self.fan_ins):
-            last[stop - fan_in : stop] = True
-        targets = torch.tensor([target for _, target in self.wiring.edges], dtype=torch.long)
-        self.last, self.target = last.to(self.mask.device), targets.to(self.mask.device)
+        """Buffers that follow from the wiring: edges of each node, places of each edge, K_j."""
+        width = max(self.wiring.in_degrees)
+        slots, places = [], []
+        for row, (start, stop) in enumerate(self.spans[1:]):
+            slots.append([*range(start, stop), *[self.num_edges] * (width - stop + start)])
+            places += range(row * width, row * width + stop - start)
+        limits = [[fan_in] for fan_in in self.fan_ins[1:]]
+        self.slots, self.places, self.limits = (
+            torch.tensor(values, dtype=torch.long, device=self.mask.device)
+            for values in (slots, places, limits)
+        )
 
     def select(self, wiring: Wiring, edges: Sequence[int]) -> 'MaskConnectivity':
         """The same rule on a smaller wiring; no edge becomes active that was not."""
@@ -165,6 +189,16 @@ class MaskConnectivity(Connectivity):
         kind = 'learned' if self.learned else 'fixed'
         fan_ins = sorted({k for k, (start, stop) in zip(self.fan_ins, self.spans) if stop > start})
         return f'{super().extra_repr()}, {kind}, fan_in={fan_ins}'
+
+
+def _ranks(keys: Tensor) -> Tensor:
+    """Rank of each key in its row ``(rows, keys)``, from 0; of equal ones, the latest comes first.
+
+    By comparing all pairs, as a stable sort cannot be exported to ONNX.
+    """
+    own, other = keys[:, :, None], keys[:, None, :]
+    later = torch.ones(keys.shape[1], keys.shape[1], dtype=torch.bool, device=keys.device).triu(1)
+    return ((other > own) | ((other == own) & later)).sum(-1)
 
 
 def _fan_ins(wiring: Wiring, fan_in, masks, full_output: bool) -> list[int]:

@@ -4,8 +4,10 @@ from . import dgnet, topomobilenet
 from .cross_stage import CrossStageNet
 from .dagnet import DagNet
 from .families import Rewired
-from .rewired import rewire, unwire
 from .maskconnect import MaskConnectResNet, MaskConnectResNeXt
+from .randwire import RandWire
+from .rewired import rewire, unwire
+from .staged import StagedNet
 from .toponet import TopoNet
 from .toporesnet import ResNetCifar, ResNetV2Cifar
 
@@ -14,9 +16,11 @@ __all__ = [
     'DagNet',
     'MaskConnectResNeXt',
     'MaskConnectResNet',
+    'RandWire',
     'ResNetCifar',
     'ResNetV2Cifar',
     'Rewired',
+    'StagedNet',
     'TopoNet',
     'dgnet',
     'rewire',

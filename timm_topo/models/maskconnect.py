@@ -49,6 +49,7 @@ class MaskConnectResNet(CrossStageNet):
         fan_in: K; a block with fewer before it reads all. None: all, but 1 for ``'prev'``.
         masks: ``'learned'``, or fixed: ``'prev'`` (the K latest), ``'full'``, ``'random'``.
         mask_seed: Of ``'random'``.
+        centered: See :class:`timm_topo.connectivity.mask.MaskConnectivity`.
         average: Whether a block reads the mean of its K sources, not their sum.
         wiring: What blocks may read: nodes 0 (stem) to the last (last block), as
             :func:`timm_topo.generators.make_wiring` takes it. By default all earlier blocks.
@@ -78,6 +79,7 @@ class MaskConnectResNet(CrossStageNet):
         fan_in: Optional[int] = None,
         masks: str = 'learned',
         mask_seed: int = 0,
+        centered: bool = False,
         average: bool = True,
         wiring: Union[str, dict, Wiring, Sequence, None] = None,
         connectivity: _Rule = None,
@@ -100,7 +102,9 @@ class MaskConnectResNet(CrossStageNet):
         ids = _ids(node_ids, num_nodes)
         (wiring,) = per_stage('wiring', _earlier(num_nodes) if wiring is None else wiring, 1)
         wiring = make_wiring(wiring, len(ids))
-        masking = dict(fan_in=fan_in, masks=masks, seed=mask_seed, average=average)
+        masking = dict(
+            fan_in=fan_in, masks=masks, seed=mask_seed, centered=centered, average=average
+        )
         rule = build_connectivity(_rule(connectivity, masking), wiring, **dd)
         self.sizes = {'num_blocks': num_blocks, 'widths': list(widths)}
         self.in_chans = in_chans
@@ -164,6 +168,7 @@ class MaskConnectResNeXt(ClassifierNet):
         fan_in: K; None: all.
         masks: ``'learned'``, or fixed: ``'full'``, ``'random'``.
         mask_seed: Of ``'random'``.
+        centered: See :class:`timm_topo.connectivity.mask.MaskConnectivity`.
         average: Whether shortcuts are averaged over the selected branches, not summed.
         wiring: An explicit graph with edges from one block to the next; by default all of those.
         connectivity: Another rule than masks, or all options of this one: what
@@ -196,6 +201,7 @@ class MaskConnectResNeXt(ClassifierNet):
         fan_in: Optional[int] = None,
         masks: str = 'learned',
         mask_seed: int = 0,
+        centered: bool = False,
         average: bool = True,
         wiring: Union[dict, Wiring, Sequence, None] = None,
         connectivity: _Rule = None,
@@ -230,7 +236,9 @@ class MaskConnectResNeXt(ClassifierNet):
         sizes = [sum((i - 1) // cardinality == k for i in ids[1:-1]) for k in range(len(sizes))]
         (wiring,) = per_stage('wiring', layered(sizes) if wiring is None else wiring, 1)
         wiring = make_wiring(wiring, len(ids))
-        masking = dict(fan_in=fan_in, masks=masks, seed=mask_seed, full_output=True)
+        masking = dict(
+            fan_in=fan_in, masks=masks, seed=mask_seed, centered=centered, full_output=True
+        )
         rule = build_connectivity(_rule(connectivity, masking), wiring, **dd)
         self.sizes = dict(
             counts, depths=list(depths), widths=list(widths), imagenet_stem=imagenet_stem,

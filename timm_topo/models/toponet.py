@@ -2,11 +2,10 @@
 
 import re
 from collections.abc import Sequence
-from typing import Callable, List, Optional, Tuple, Union
+from typing import Callable, Optional, Union
 
-import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from torch import Tensor, nn
+from torch import nn
 
 from ..connectivity import build_connectivity
 from ..generators import is_explicit, make_wiring
@@ -14,15 +13,15 @@ from ..nodes import NODES, ConvNorm
 from ..sparsity import check_sparsity, check_sparsity_weight
 from ..stages import GraphStage
 from ..wiring import Wiring
-from .base import ClassifierNet, imagenet_cfg, norm_class, per_stage
-from .levels import take_indices
+from .base import imagenet_cfg, norm_class, per_stage
+from .staged import StagedNet
 
 __all__ = ['TopoNet']
 
 WiringSpec = Union[str, dict, Wiring]
 
 
-class TopoNet(ClassifierNet):
+class TopoNet(StagedNet):
     """Stem, graph stages, ReLU, pooling, linear classifier (TopoNet, Table 3).
 
     Args:
@@ -129,99 +128,10 @@ class TopoNet(ClassifierNet):
                 dict(num_chs=out_chs, reduction=reduction, module=f'stages.{stage}')
             )
         self.stages = nn.Sequential(*stages)
-        self.act = nn.ReLU()
+        self.act, self.final = nn.ReLU(), nn.Identity()
         self.num_features = in_chs
         self.set_head(num_classes, global_pool, drop_rate, **dd)
         self.init_weights()
-
-    @torch.jit.ignore
-    def topology(self) -> dict:
-        num_nodes = [stage.wiring.num_nodes for stage in self.stages]
-        return {'num_nodes': num_nodes, **super().topology()}
-
-    @torch.jit.ignore
-    def group_matcher(self, coarse: bool = False) -> dict:
-        """Parameter groups for layer-wise learning rates: stem, then stages or nodes."""
-        return dict(
-            stem=r'^stem',
-            blocks=r'^stages\.(\d+)'
-            if coarse
-            else [
-                (r'^stages\.(\d+)\.entry', (0,)),
-                (r'^stages\.(\d+)\.connectivity', (0,)),
-                (r'^stages\.(\d+)\.nodes\.(\d+)', None),
-            ],
-        )
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Image ``(B, in_chans, H, W)`` -> ``(B, num_features, H / stride, W / stride)``."""
-        return self.act(self.stages(self.stem(x)))
-
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: Optional[Union[int, List[int]]] = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = 'NCHW',
-        intermediates_only: bool = False,
-    ) -> Union[List[Tensor], Tuple[Tensor, List[Tensor]]]:
-        """Features and intermediates: index 0 is the stem, index k the output of stage k.
-
-        Args:
-            x: ``(B, in_chans, H, W)``.
-            indices: Which: all (None), the last n (int), or a list, negative from the end.
-            norm: Whether the last stage's intermediate passes the final ReLU.
-            stop_early: Whether to stop after the last intermediate that is asked for.
-            output_fmt: ``'NCHW'``.
-            intermediates_only: Whether to return the intermediates alone.
-
-        Raises:
-            ValueError: Another ``output_fmt``, or an index out of range.
-        """
-        if output_fmt != 'NCHW':
-            raise ValueError(f"output_fmt must be 'NCHW', got '{output_fmt}'")
-        last = len(self.stages)
-        taken = take_indices(1 + last, indices)
-        if torch.jit.is_scripting() or not stop_early:  # slicing is not scriptable
-            stages = self.stages
-        else:
-            stages = self.stages[: max(taken)]
-        intermediates: List[Tensor] = []
-        x = self.stem(x)
-        if 0 in taken:
-            intermediates.append(x)
-        for i, stage in enumerate(stages):
-            x = stage(x)
-            if i + 1 in taken:
-                intermediates.append(self.act(x) if norm and i + 1 == last else x)
-        if intermediates_only:
-            return intermediates
-        return self.act(x), intermediates
-
-    @torch.jit.ignore
-    def prune_intermediate_layers(
-        self,
-        indices: Union[int, List[int]] = 1,
-        prune_norm: bool = False,
-        prune_head: bool = True,
-    ) -> List[int]:
-        """Drop the stages after the last index, and the final ReLU and head if asked.
-
-        Returns:
-            The indices taken, from the start.
-        """
-        taken = take_indices(1 + len(self.stages), indices)
-        end = max(taken)
-        cut = end < len(self.stages)
-        self.stages = self.stages[:end]
-        if prune_norm or cut:
-            self.act = nn.Identity()
-        if cut:
-            self.num_features = self.feature_info[end]['num_chs']
-        if prune_head or cut:
-            self.reset_classifier(0, '')
-        return taken
 
 
 def _cfg(**kwargs) -> dict:

@@ -9,8 +9,8 @@ from .branches import BranchBlock
 from .conv import ConvNode, conv_parts
 from .conv_norm import ConvNorm
 from .conv_residual import ConvResidualNode, conv_residual_parts
-from .subsample import Subsample
 from .sepconv import SepConvEntry, SepConvNode, sepconv_parts
+from .subsample import Subsample
 
 __all__ = [
     'NODES',

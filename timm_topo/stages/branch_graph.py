@@ -91,10 +91,11 @@ class BranchGraph(GraphStage):
         self.levels = [by_layer[k] for k in layer]
         counts = [self.levels.count(level) for level in range(self.levels[-1] + 1)]
         self.level_sizes = list(counts if level_sizes is None else level_sizes)
-        self.matrices = nn.ModuleList(
+        self.fan_out, *behind = (
             EdgeMatrix(wiring, range(stop - size - before, stop - size), range(stop - size, stop))
             for before, size, stop in zip(sizes, sizes[1:], self.stops[1:])
         )
+        self.matrices = nn.ModuleList(behind)
         self.in_degrees = list(wiring.in_degrees[1:])
 
     @staticmethod
@@ -120,10 +121,9 @@ class BranchGraph(GraphStage):
             levels: Ascending.
         """
         taken: List[Tensor] = []
-        for k, matrix in enumerate(self.matrices):
-            if k == 0:
-                x = self.entry(x)[:, None] * matrix(weights).to(x.dtype)[..., None, None]
-        for k, (block, matrix) in enumerate(zip(self.nodes, self.matrices[1:])):
+        x = self.entry(x)
+        x = x[:, None] * self.fan_out(weights).to(x.dtype)[:, :, None, None]
+        for k, (block, matrix) in enumerate(zip(self.nodes, self.matrices)):
             level = self.block_levels[k]
             if level <= levels[-1]:
                 if not torch.jit.is_scripting():
@@ -166,10 +166,9 @@ class BranchGraph(GraphStage):
 
     @torch.jit.unused
     def multiplies(self) -> list[Fraction]:
-        edges = [matrix.num_edges for matrix in self.matrices]
-        sizes = [*(block.branches for block in self.nodes), 1]
-        return [Fraction(edges[0], sizes[0])] + [
-            2 * Fraction(count, size) for count, size in zip(edges[1:], sizes[1:])
+        return [
+            Fraction(self.fan_out.num_edges, self.fan_out.rows),
+            *(2 * Fraction(matrix.num_edges, matrix.rows) for matrix in self.matrices),
         ]
 
 
@@ -188,10 +187,8 @@ class EdgeMatrix(nn.Module):
         self.start, self.stop = wiring.in_edges[targets[0]][0], wiring.in_edges[targets[-1]][1]
         self.num_edges = self.stop - self.start
         self.complete = self.num_edges == self.rows * self.columns
-        self.places = [
-            (target - targets[0]) * len(sources) + source - sources[0]
-            for source, target in wiring.edges[self.start : self.stop]
-        ]
+        own = {edge: k for k, edge in enumerate(wiring.edges[self.start : self.stop])}
+        self.places = [[own.get((s, t), self.num_edges) for s in sources] for t in targets]
         self.register_buffer('index', None, persistent=False)
         self.reset_parameters()
 
@@ -202,6 +199,6 @@ class EdgeMatrix(nn.Module):
     def forward(self, weights: Tensor) -> Tensor:
         """``(E,)`` -> ``(targets, sources)``."""
         own = weights[self.start : self.stop]
-        if not self.complete:
-            own = own.new_zeros(self.rows * self.columns).index_copy(0, self.index, own)
-        return own.view(self.rows, self.columns)
+        if self.complete:
+            return own.view(self.rows, self.columns)
+        return torch.cat([own, own.new_zeros(1)])[self.index]
