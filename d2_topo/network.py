@@ -11,7 +11,7 @@ from omegaconf import DictConfig, ListConfig
 from torch import nn
 
 import timm_topo
-from timm_topo.stages import CrossStageGraph
+from timm_topo.stages import BranchGraph, CrossStageGraph
 
 __all__ = ['Level', 'choose_levels', 'create_network', 'cut', 'modules_until']
 
@@ -124,7 +124,7 @@ def cut(model: nn.Module, indices: list[int]) -> set[str]:
 
 
 def _is_one_graph(model: nn.Module) -> bool:
-    return any(isinstance(module, CrossStageGraph) for module in model.modules())
+    return any(isinstance(module, (BranchGraph, CrossStageGraph)) for module in model.modules())
 
 
 def _all_names(model: nn.Module) -> set[str]:

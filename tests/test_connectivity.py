@@ -559,3 +559,55 @@ def test_a_stage_without_soles_can_be_scripted():
 def test_weigh_sole_is_a_bool():
     with pytest.raises(TypeError, match="weigh_sole must be True or False, got 'no'"):
         build_connectivity({'name': 'tanh', 'weigh_sole': 'no'}, WIRING)
+
+
+# -- mean outputs ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('rule', LEARNED)
+@pytest.mark.parametrize('weigh_sole', [False, True])
+@given(n=st.integers(2, 9), p=st.floats(0, 1), seed=st.integers(0, 999), data=st.data())
+def test_a_mean_output_has_no_parameters_and_averages(rule, weigh_sole, n, p, seed, data):
+    wiring = random(n, p, seed)
+    options = {'name': rule, 'weigh_sole': weigh_sole, 'mean_output': True}
+    connectivity = build_connectivity(options, wiring)
+    start, stop = wiring.in_edges[n - 1]
+    weights = connectivity.edge_weights()
+    assert torch.allclose(weights[start:], torch.full((stop - start,), 1 / (stop - start)))
+    other = build_connectivity({'name': rule, 'weigh_sole': weigh_sole}, wiring)
+    assert torch.allclose(weights[:start], other.edge_weights()[:start])
+    learned = [d for d in wiring.in_degrees[:-1] if d > 1 or weigh_sole]
+    assert connectivity.alpha.numel() == sum(learned)
+    with torch.no_grad():
+        connectivity.alpha.uniform_(0.1, 0.9)
+    weights = connectivity.edge_weights()
+    assert torch.equal(torch.cat([connectivity(node) for node in range(1, n)]), weights)
+    kept = data.draw(st.lists(st.sampled_from(range(wiring.num_edges)), min_size=1, unique=True))
+    kept.sort()
+    smaller = Wiring(n, tuple(wiring.edges[e] for e in kept))
+    selected = connectivity.select(smaller, kept)
+    assert torch.allclose(selected.edge_weights(), weights[kept])  # the mean of those there were
+    again = build_connectivity(connectivity_spec(selected), smaller)
+    again.load_state_dict(selected.state_dict())
+    assert torch.equal(again.edge_weights(), selected.edge_weights())
+
+
+def test_mean_output_is_a_bool():
+    with pytest.raises(TypeError, match='mean_output must be True or False, got 1'):
+        build_connectivity({'name': 'tanh', 'mean_output': 1}, WIRING)
+    assert 'mean_output' not in connectivity_spec(build_connectivity('tanh', WIRING))
+
+
+# -- all at once ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('name', ['alpha', 'tanh', 'sigmoid', 'fixed'])
+@given(n=st.integers(2, 9), p=st.floats(0, 1), seed=st.integers(0, 999))
+def test_all_weights_of_a_pass_are_those_node_by_node(name, n, p, seed):
+    wiring = random(n, p, seed)
+    rule = build_connectivity(name, wiring)
+    with torch.no_grad():
+        rule.alpha.uniform_(0.1, 0.9)
+    by_node = torch.cat([rule(node) for node in range(1, n)])
+    assert torch.equal(rule.pass_weights(), by_node)
+    assert torch.equal(Connectivity.pass_weights(rule), by_node)

@@ -25,6 +25,7 @@ from detectron2.modeling import FPN, Backbone
 
 from d2_topo import TopoBackbone, load_timm_weights
 from d2_topo.norm import convert_norm
+from timm_topo.nodes import BranchBlock
 
 #: A network of every kind: ours, routed, re-wired from each family, plain, one graph over all.
 NETWORKS = {
@@ -38,7 +39,15 @@ NETWORKS = {
     'byobnet': ('rewired', dict(base='test_byobnet')),
     'plain': ('resnet18', {}),
     'dagnet': ('dagnet', dict(num_nodes=8, num_stages=4, channels=4, input_stride=4)),
-}
+    'maskconnect': (
+        'maskconnect_resnext50_32x4d',
+        dict(
+            depths=(1, 2, 1, 1), cardinality=3, base_width=2, widths=(4, 6, 8, 10), stem_width=4,
+            fan_in=2, masks='random',
+        ),
+    ),
+}  # fmt: skip
+ONE_GRAPH = ['dagnet', 'maskconnect']
 TINY = 'test_toponet'
 pytestmark = pytest.mark.filterwarnings('ignore:.*the function changes.*', 'ignore:.*differ.*')
 
@@ -80,6 +89,15 @@ def maps_of_the_classifier(model: nn.Module, x: torch.Tensor) -> dict[str, torch
         if level['reduction'] >= 4:
             key = f'res{int(math.log2(level["reduction"]))}'
             module = model.get_submodule(level['module'])
+            if isinstance(module, BranchBlock):  # the mean of what the next block reads
+                parent, _, index = level['module'].rpartition('.')
+                after = model.get_submodule(f'{parent}.{int(index) + 1}')
+                handles.append(
+                    after.register_forward_pre_hook(
+                        lambda _, x, key=key: caught.update({key: x[0].mean(1)})
+                    )
+                )
+                continue
             handles.append(
                 module.register_forward_hook(lambda _, __, y, key=key: caught.update({key: y}))
             )
@@ -238,7 +256,7 @@ def leads_to(made: TopoBackbone, kind: str, level: int) -> set[str]:
 
 
 @pytest.mark.parametrize('level', [0, 1, 2, 4])
-@pytest.mark.parametrize('kind', [kind for kind in NETWORKS if kind != 'dagnet'])
+@pytest.mark.parametrize('kind', [kind for kind in NETWORKS if kind not in ONE_GRAPH])
 def test_freeze_at_freezes_what_leads_to_that_feature(kind, level, saved):
     """Counted as in detectron2: 0 nothing, 1 the stem, 2 the stem and res2..."""
     made = backbone(kind, saved(kind)[1], norm='BN', freeze_at=level).train()
@@ -318,22 +336,22 @@ def maps_of_the_classifier_of(made: TopoBackbone, x: torch.Tensor) -> torch.Tens
 # -- memory and losses ----------------------------------------------------------------------------
 
 
-def test_one_graph_is_not_cut_in_two():
+@pytest.mark.parametrize('kind', ONE_GRAPH)
+def test_one_graph_is_not_cut_in_two(kind):
     with pytest.raises(ValueError, match=r'must have the last one of a graph .* with stride 32'):
-        backbone('dagnet', out_features=['res2', 'res4'])
-    assert list(backbone('dagnet', out_features=['res3', 'res5']).output_shape()) == [
-        'res3',
-        'res5',
-    ]
+        backbone(kind, out_features=['res2', 'res4'])
+    made = backbone(kind, out_features=['res3', 'res5'])
+    assert list(made.output_shape()) == ['res3', 'res5']
 
 
+@pytest.mark.parametrize('kind', ONE_GRAPH)
 @pytest.mark.parametrize('level', [1, 2, 4])
-def test_half_a_graph_is_not_frozen(level):
+def test_half_a_graph_is_not_frozen(kind, level):
     with pytest.raises(ValueError, match=f'freeze_at must be 0 for a graph over .*got {level}'):
-        backbone('dagnet', freeze_at=level)
+        backbone(kind, freeze_at=level)
 
 
-@pytest.mark.parametrize('kind', ['toponet', 'dgnet', 'dagnet'])
+@pytest.mark.parametrize('kind', ['toponet', 'dgnet', 'dagnet', 'maskconnect'])
 def test_activation_checkpointing_stores_less_and_computes_the_same(kind, saved):
     stored, gradients = [], []
     x = torch.randn(2, 3, 64, 64)
@@ -349,7 +367,7 @@ def test_activation_checkpointing_stores_less_and_computes_the_same(kind, saved)
             loss = sum(y.square().mean() for y in made(x).values())
         loss.backward()
         gradients.append([p.grad for p in made.parameters()])
-    assert stored[1] < stored[0] / (1.8 if kind == 'dagnet' else 2)  # by node, not by stage
+    assert stored[1] < stored[0] / (1.8 if kind in ONE_GRAPH else 2)  # by node, not by stage
     torch.testing.assert_close(*gradients)
 
 

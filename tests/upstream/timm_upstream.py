@@ -12,12 +12,16 @@ from timm.models import _registry as registry
 
 import timm_topo  # noqa: F401  registers the models
 
-MODULES = ['toponet', 'toporesnet', 'topomobilenet', 'rewired', 'dgnet', 'dagnet']
+MODULES = [
+    'toponet', 'toporesnet', 'topomobilenet', 'rewired', 'dgnet', 'dagnet', 'maskconnect',
+    'randwire',
+]  # fmt: skip
 #: The other sizes of a network differ in depth and width alone: its tests take one.
 SIZES = [
     'toponet_random[84]', 'toponet_residual[34]', 'resnet_cifar[!2]*', 'resnetv2_cifar[!2]*',
     'toporesnet[!2]*', 'mobilenetv2_[46]n', 'topomobilenetv2_[246]n', 'dgnet_resnet101',
-    'dgnet_regnetx_016', 'dagnet', 'dagnet60',
+    'dgnet_regnetx_016', 'dagnet', 'dagnet60', 'maskconnect_*', 'randwire_[ebc]*',
+    'dgnet_randwire_small',
 ]  # fmt: skip
 OURS = set(registry.list_models(module=MODULES, exclude_filters=SIZES))
 LEAST_PER_MODEL = 11  # list-driven tests in timm 1.0.31

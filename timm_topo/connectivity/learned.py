@@ -105,8 +105,8 @@ class LearnedConnectivity(StaticConnectivity):
         nn.init.constant_(self.alpha, self._unsquashed_init)
         if self.constant.numel() > 0:
             nn.init.ones_(self.constant)
-            if self.options.get('mean_output'):
-                degree = self.wiring.in_degrees[-1]
+            degree = self.wiring.in_degrees[-1]
+            if self.options.get('mean_output') and degree > 0:
                 with torch.no_grad():
                     self.constant[-degree:] = 1 / degree
 

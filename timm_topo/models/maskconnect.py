@@ -294,6 +294,7 @@ class MaskConnectResNeXt(ClassifierNet):
             )
             for level, width in enumerate(widths)
         ]
+        self.feature_info[-1]['module'] = 'dag'  # before, no module returns the feature itself
         self.num_features = widths[-1]
         self.set_head(num_classes, global_pool, drop_rate, **dd)
         self.init_weights()
