@@ -802,8 +802,21 @@ def test_every_configuration_parses_and_its_model_builds(path):
     assert path.stem.startswith(args.model.removesuffix('_adaptive'))
 
 
-def test_the_cifar_configuration_divides_the_rate_by_five_at_60_120_and_160():
-    path = ROOT / 'configs' / 'classification' / 'toponet_tiny_adaptive_cifar100_200ep.yaml'
+@pytest.mark.parametrize(
+    ('name', 'expected'),
+    [
+        (
+            'toponet_tiny_adaptive_cifar100_200ep',
+            [0.1] * 60 + [0.02] * 60 + [0.004] * 40 + [0.0008] * 40,
+        ),
+        (
+            'maskconnect_resnext29_8x8d_cifar100_300ep',
+            [0.1] * 150 + [0.01] * 75 + [0.001] * 75,
+        ),
+    ],
+)
+def test_the_cifar_configurations_lower_the_rate_after_the_epochs_they_name(name, expected):
+    path = ROOT / 'configs' / 'classification' / f'{name}.yaml'
     args = parse_args(['-c', str(path)])
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=args.lr)
     scheduler, epochs = create_scheduler_v2(
@@ -813,7 +826,6 @@ def test_the_cifar_configuration_divides_the_rate_by_five_at_60_120_and_160():
     for epoch in range(epochs):
         scheduler.step(epoch)
         rates.append(optimizer.param_groups[0]['lr'])
-    expected = [0.1] * 60 + [0.02] * 60 + [0.004] * 40 + [0.0008] * 40
     assert rates == pytest.approx(expected)
 
 
