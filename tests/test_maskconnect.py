@@ -584,11 +584,21 @@ def test_early_features_stop_early():
         model.forward_intermediates(x, output_fmt='NLC')
 
 
-def test_without_the_head_blocks_stay():
-    model = resnext()
+def test_what_is_behind_the_last_feature_goes():
+    model = draw_masks(resnext()).eval()
+    x = torch.randn(2, 3, 16, 16)
+    first, _ = model.forward_intermediates(x, intermediates_only=True)
+    edges = model.dag.wiring.edges
     assert model.prune_intermediate_layers([0]) == [0]
-    assert model.num_classes == 0
-    assert len(model.dag.nodes) == 3
+    assert (model.num_classes, model.num_features, len(model.dag.nodes)) == (0, 6, 1)
+    assert torch.equal(model(x), first)
+    assert torch.equal(model.forward_intermediates(x, [0], intermediates_only=True)[0], first)
+    assert model.dag.wiring.edges == edges
+    with pytest.raises(RuntimeError, match='cut off keeps its edges: prune it before'):
+        prune(model, threshold=0)
+    whole = resnext()
+    whole.prune_intermediate_layers(1, prune_head=False)
+    assert (whole.num_classes, len(whole.dag.nodes)) == (5, 3)
 
 
 # -- bad input ------------------------------------------------------------------------------------

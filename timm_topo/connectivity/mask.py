@@ -197,7 +197,8 @@ def _ranks(keys: Tensor) -> Tensor:
     By comparing all pairs, as a stable sort cannot be exported to ONNX.
     """
     own, other = keys[:, :, None], keys[:, None, :]
-    later = torch.ones(keys.shape[1], keys.shape[1], dtype=torch.bool, device=keys.device).triu(1)
+    place = torch.ones_like(keys, dtype=torch.long).cumsum(1)
+    later = place[:, None, :] > place[:, :, None]
     return ((other > own) | ((other == own) & later)).sum(-1)
 
 

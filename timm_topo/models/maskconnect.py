@@ -339,8 +339,8 @@ class MaskConnectResNeXt(ClassifierNet):
         """
         if output_fmt != 'NCHW':
             raise ValueError(f"output_fmt must be 'NCHW', got '{output_fmt}'")
-        last = len(self.feature_info) - 1
-        taken = sorted(take_indices(last + 1, indices))
+        taken = sorted(take_indices(len(self.feature_info), indices))
+        last = self.dag.block_levels[-1]
         weights = self.dag.connectivity.pass_weights()
         if intermediates_only or (stop_early and taken[-1] < last):
             maps = self.dag.features(x, weights, taken)
@@ -355,14 +355,20 @@ class MaskConnectResNeXt(ClassifierNet):
         prune_norm: bool = False,
         prune_head: bool = True,
     ) -> List[int]:
-        """Drop the head if asked; blocks stay, though those behind the last feature do not run.
+        """Drop the stages after the last index, and the head with them or if asked.
 
         Returns:
             The indices taken, from the start.
         """
+        taken = take_indices(len(self.feature_info), indices)
+        end = max(taken)
+        if end + 1 < len(self.feature_info):
+            self.dag.cut(end)
+            self.num_features = self.feature_info[end]['num_chs']
+            prune_head = True
         if prune_head:
             self.reset_classifier(0, '')
-        return take_indices(len(self.feature_info), indices)
+        return taken
 
 
 def _check_sizes(**sizes: int) -> None:

@@ -60,6 +60,7 @@ class BranchGraph(GraphStage):
     preds: List[List[int]]  # TorchScript inherits no annotations
     slots: List[List[int]]
     block_levels: List[int]
+    row_spans: List[List[int]]
 
     def __init__(
         self,
@@ -91,12 +92,18 @@ class BranchGraph(GraphStage):
         self.levels = [by_layer[k] for k in layer]
         counts = [self.levels.count(level) for level in range(self.levels[-1] + 1)]
         self.level_sizes = list(counts if level_sizes is None else level_sizes)
+        device = next(iter(connectivity.state_dict().values())).device
         self.fan_out, *behind = (
-            EdgeMatrix(wiring, range(stop - size - before, stop - size), range(stop - size, stop))
+            EdgeMatrix(
+                wiring,
+                range(stop - size - before, stop - size),
+                range(stop - size, stop),
+                device,
+            )
             for before, size, stop in zip(sizes, sizes[1:], self.stops[1:])
         )
         self.matrices = nn.ModuleList(behind)
-        self.in_degrees = list(wiring.in_degrees[1:])
+        self.row_spans = [list(span) for span in wiring.in_edges[1:]]
 
     @staticmethod
     def computing(nodes: Sequence[nn.Module]) -> int:
@@ -107,7 +114,10 @@ class BranchGraph(GraphStage):
         """As for :class:`GraphStage`, but of the maps only the graph output."""
         weights = self.connectivity.pass_weights()
         maps = self.features(x, weights, [self.block_levels[-1]])
-        return maps, list(weights.split(self.in_degrees))
+        rows: List[Tensor] = []
+        for span in self.row_spans:
+            rows.append(weights[span[0] : span[1]])
+        return maps, rows
 
     def features(self, x: Tensor, weights: Tensor, levels: List[int]) -> List[Tensor]:
         """Maps at the ends of ``levels``: the mean of what the branches of the next block read.
@@ -137,7 +147,19 @@ class BranchGraph(GraphStage):
         return taken
 
     @torch.jit.unused
+    def cut(self, level: int) -> None:
+        """Drop the blocks behind ``level``, in place: its feature is the graph output then.
+
+        Wiring and rule stay those of the whole graph, which can no longer be pruned.
+        """
+        count = sum(at <= level for at in self.block_levels)
+        self.nodes, self.matrices = self.nodes[:count], self.matrices[:count]
+        self.block_levels = self.block_levels[:count]
+
+    @torch.jit.unused
     def _with(self, wiring: Wiring, rule: Connectivity, kept: Sequence[int]) -> 'BranchGraph':
+        if len(self.nodes) != len(self.stops) - 2:
+            raise RuntimeError('a graph that was cut off keeps its edges: prune it before')
         starts = zip(self.stops, self.stops[1:-1])
         return BranchGraph(
             wiring,
@@ -179,9 +201,14 @@ class EdgeMatrix(nn.Module):
         wiring: The wiring.
         sources: Nodes of the layer that is read.
         targets: Nodes of the layer that reads.
+        device: Where its index lives.
     """
 
-    def __init__(self, wiring: Wiring, sources: range, targets: range):
+    index: Optional[Tensor]
+
+    def __init__(
+        self, wiring: Wiring, sources: range, targets: range, device: Optional[torch.device] = None
+    ):
         super().__init__()
         self.rows, self.columns = len(targets), len(sources)
         self.start, self.stop = wiring.in_edges[targets[0]][0], wiring.in_edges[targets[-1]][1]
@@ -189,16 +216,19 @@ class EdgeMatrix(nn.Module):
         self.complete = self.num_edges == self.rows * self.columns
         own = {edge: k for k, edge in enumerate(wiring.edges[self.start : self.stop])}
         self.places = [[own.get((s, t), self.num_edges) for s in sources] for t in targets]
-        self.register_buffer('index', None, persistent=False)
+        places = torch.empty(self.rows, self.columns, dtype=torch.long, device=device)
+        self.register_buffer('index', None if self.complete else places, persistent=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Fill the buffer that follows from the wiring."""
-        self.index = torch.tensor(self.places)
+        if self.index is not None:
+            self.index.copy_(torch.tensor(self.places))
 
     def forward(self, weights: Tensor) -> Tensor:
         """``(E,)`` -> ``(targets, sources)``."""
         own = weights[self.start : self.stop]
-        if self.complete:
+        index = self.index
+        if index is None:
             return own.view(self.rows, self.columns)
-        return torch.cat([own, own.new_zeros(1)])[self.index]
+        return torch.cat([own, own.new_zeros(1)])[index]
