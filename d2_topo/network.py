@@ -112,7 +112,7 @@ def cut(model: nn.Module, indices: list[int]) -> set[str]:
         ValueError: One graph over all resolutions would lose its end.
     """
     last = len(model.feature_info) - 1
-    if max(indices) < last and _is_one_graph(model):
+    if max(indices) < last and _has(model, CrossStageGraph):
         stride = model.feature_info[last]['reduction']
         raise ValueError(
             f'out_features must have the last one of a graph over several resolutions, with stride '
@@ -123,8 +123,8 @@ def cut(model: nn.Module, indices: list[int]) -> set[str]:
     return before - _all_names(model)
 
 
-def _is_one_graph(model: nn.Module) -> bool:
-    return any(isinstance(module, (BranchGraph, CrossStageGraph)) for module in model.modules())
+def _has(model: nn.Module, *kinds: type) -> bool:
+    return any(isinstance(module, kinds) for module in model.modules())
 
 
 def _all_names(model: nn.Module) -> set[str]:
@@ -149,7 +149,7 @@ def modules_until(model: nn.Module, levels: dict[str, Level], freeze_at: int) ->
         raise ValueError(f'freeze_at must be one of {told}; got {freeze_at!r}')
     if freeze_at == 0:
         return []
-    if _is_one_graph(model):
+    if _has(model, BranchGraph, CrossStageGraph):
         raise ValueError(
             f'freeze_at must be 0 for a graph over several resolutions, got {freeze_at}: other '
             'edges pass its features by'

@@ -336,12 +336,23 @@ def maps_of_the_classifier_of(made: TopoBackbone, x: torch.Tensor) -> torch.Tens
 # -- memory and losses ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('kind', ONE_GRAPH)
-def test_one_graph_is_not_cut_in_two(kind):
+def test_one_graph_is_not_cut_in_two():
     with pytest.raises(ValueError, match=r'must have the last one of a graph .* with stride 32'):
-        backbone(kind, out_features=['res2', 'res4'])
-    made = backbone(kind, out_features=['res3', 'res5'])
+        backbone('dagnet', out_features=['res2', 'res4'])
+    made = backbone('dagnet', out_features=['res3', 'res5'])
     assert list(made.output_shape()) == ['res3', 'res5']
+
+
+def test_blocks_of_branches_behind_the_last_feature_go(saved):
+    model, path = saved('maskconnect')
+    made = backbone('maskconnect', path, out_features=['res2', 'res4']).eval()
+    assert len(made.model.dag.nodes) == 4
+    x = torch.randn(2, 3, 64, 96)
+    expected = maps_of_the_classifier(model, x)
+    for name, found in made(x).items():
+        torch.testing.assert_close(found, expected[name], rtol=1e-4, atol=1e-4)
+    sum(y.sum() for y in made.train()(x).values()).backward()
+    assert all(p.grad is not None for p in made.parameters() if p.requires_grad)
 
 
 @pytest.mark.parametrize('kind', ONE_GRAPH)
