@@ -167,7 +167,15 @@ PRINTED = {
 
 
 @pytest.mark.parametrize(
-    'name', ['toponet_adaptive', 'toporesnet20', 'topomobilenetv2_100', 'dgnet_resnet18']
+    'name',
+    [
+        'toponet_adaptive',
+        'toporesnet20',
+        'topomobilenetv2_100',
+        'dgnet_resnet18',
+        'maskconnect_resnext29_8x8d',
+        'randwire_ws_small',
+    ],
 )
 def test_fvcore_counts_the_same_convolutions(name):
     """One model of each size; the wiring has no part in it."""

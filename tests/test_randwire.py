@@ -46,9 +46,10 @@ def test_multiply_adds_are_those_of_table_4(name, wiring, printed):
     assert int(count_flops(model).conv / 1e6) == printed
 
 
-@pytest.mark.parametrize('seed', range(305))
-def test_305_is_the_first_seed_with_one_source_node(seed):
-    assert len(erdos_renyi(34, 0.2, seed).succs(0)) > 1
+def test_305_is_the_first_seed_with_one_source_node():
+    sources = [len(erdos_renyi(34, 0.2, seed).succs(0)) for seed in range(306)]
+    assert sources.index(1) == 305
+    assert max(set(sources), key=sources.count) == 5  # the usual number
 
 
 @pytest.mark.parametrize(
