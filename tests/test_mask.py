@@ -471,6 +471,19 @@ def test_it_starts_from_scratch_after_being_on_the_meta_device():
     assert torch.equal(drawn, expected.pass_weights())
 
 
+def test_weights_for_other_fixed_masks_are_refused():
+    one, other = (masks(complete(8), fan_in=2, masks='random', seed=s) for s in (0, 1))
+    with pytest.raises(RuntimeError, match='mask: not the fixed masks of this network'):
+        one.load_state_dict(other.state_dict())
+    one.load_state_dict(masks(complete(8), fan_in=2, masks='random').state_dict())
+
+
+def test_a_state_has_no_part_in_fan_in_and_average():
+    one = masks(complete(8), fan_in=2)
+    one.load_state_dict(masks(complete(8), fan_in=4, average=True).state_dict())
+    assert [row.sum() for row in rows(complete(8), one.edge_weights())] == [1, 2, 2, 2, 2, 2, 2]
+
+
 # -- bad input ------------------------------------------------------------------------------------
 
 
@@ -486,6 +499,8 @@ def test_it_starts_from_scratch_after_being_on_the_meta_device():
         (dict(fan_in=2, masks='full'), ValueError, 'reads all 4 sources of node 5, not 2'),
         (dict(masks='last'), ValueError, "unknown masks 'last'; known: learned, prev"),
         (dict(fan_in=2, masks=[1] * 8), ValueError, 'mask of node 5 must have 2 ones, got 4'),
+        (dict(average=[1, 2]), ValueError, 'needs a divisor per node, got 2'),
+        (dict(average=[0] * 6), ValueError, 'average must be at least 1, got 0'),
         (dict(fan_in=2, masks=[1] * 5), ValueError, 'needs masks for all edges, got 5'),
         (dict(masks=[1] * 7 + [0.5]), ValueError, 'masks are 0 or 1, got 0.5'),
         (dict(init=0), ValueError, r'init must be in \(0, 1\], got 0'),

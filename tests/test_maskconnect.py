@@ -385,8 +385,8 @@ def test_blocks_need_levels_in_order():
     wiring = layered([2, 2])
     rule = timm_topo.connectivity.build_connectivity('mask', wiring)
     blocks = [BranchBlock(2, 4, 4, 2), BranchBlock(2, 4, 4, 2)]
-    for levels in ([0], [1, 0]):
-        with pytest.raises(ValueError, match='2 blocks need a level each, ascending'):
+    for levels in ([0], [1, 0], [1, 1]):
+        with pytest.raises(ValueError, match='2 blocks need a level each, ascending from 0'):
             BranchGraph(wiring, rule, nn.Identity(), blocks, levels)
 
 
@@ -436,7 +436,7 @@ def test_parameters_left_follow_from_the_branches_left():
     model = draw_masks(timm.create_model('maskconnect_resnext29_8x8d', fan_in=1))
     smaller, _ = prune(model, threshold=0)
     ids = smaller.dag.node_ids
-    expected = 1856 + 25_700 + smaller.dag.wiring.num_edges
+    expected = 1856 + 25_700  # masks are fixed: nothing is left to choose
     in_chs = 64
     for k in range(9):
         left = sum((i - 1) // 8 == k for i in ids[1:-1])
@@ -601,6 +601,87 @@ def test_what_is_behind_the_last_feature_goes():
     assert (whole.num_classes, len(whole.dag.nodes)) == (5, 3)
 
 
+# -- options --------------------------------------------------------------------------------------
+
+
+def test_fixed_masks_need_no_fan_in():
+    """As the README has them: by registered names, which have a K for masks that choose."""
+    model = timm.create_model('maskconnect_resnet38', masks='prev')
+    active = [e for e, w in zip(model.dag.wiring.edges, edge_weights(model)['dag']) if w]
+    assert active == list(sequential(19).edges)
+    full = timm.create_model('test_maskconnect_resnext', masks='full')
+    assert (edge_weights(full)['dag'] == 1).all()
+    given = timm.create_model('test_maskconnect_resnet', masks=[1] * 16, average=False)
+    assert edge_weights(given)['dag'].tolist() == [1] * 16
+    chosen = timm.create_model('test_maskconnect_resnet', masks='random')
+    assert chosen.dag.connectivity.fan_ins == [0, 1, 1, 2, 2, 2, 2]
+
+
+def test_options_of_masks_may_be_given_as_a_rule():
+    """What is not said is as usual: means of blocks, outputs that read everything."""
+    rule = {'name': 'mask', 'fan_in': 2, 'init': 0.25}
+    one = resnet(fan_in=None, connectivity=rule).dag.connectivity
+    assert (one.mask == 0.25).all()
+    assert one.edge_weights().max() == 1
+    assert one.edge_weights()[-5:].sum().item() == pytest.approx(1)
+    assert resnext(connectivity=rule).dag.connectivity.fan_ins[-1] == 3
+    assert resnext(connectivity='mask').dag.connectivity.fan_ins[-1] == 3
+    plain = resnext(connectivity={**rule, 'full_output': False})
+    assert plain.dag.connectivity.fan_ins[-1] == 2
+
+
+@pytest.mark.parametrize('options', [dict(fan_in=1), dict(centered=True), dict(mask_seed=3)])
+@pytest.mark.parametrize('name', NETWORKS)
+def test_a_saved_network_keeps_its_masks(name, options, tmp_path):
+    folder = timm_topo.save(timm.create_model(name), tmp_path / 'saved')
+    with pytest.raises(
+        ValueError, match='the rule is given already, by connectivity or by the sav'
+    ):
+        timm_topo.load(folder, **options)
+
+
+@pytest.mark.parametrize('seed', range(4))
+def test_features_of_a_network_that_lost_a_stage(seed, tmp_path):
+    torch.manual_seed(seed)
+    model = draw_masks(timm.create_model('maskconnect_resnet38', fan_in=1))
+    smaller, _ = prune(model, threshold=0)
+    folder = timm_topo.save(smaller, tmp_path / 'saved')
+    features = timm_topo.load(folder, features_only=True).eval()(torch.randn(1, 3, 32, 32))
+    assert len(features) == len(set(smaller.dag.levels))
+    assert features[-1].shape == (1, 64, 8, 8)
+
+
+def test_features_by_hooks_are_refused():
+    with pytest.raises(ValueError, match="come from feature_cls='getter', not 'hook'"):
+        timm.create_model('test_maskconnect_resnext', features_only=True, feature_cls='hook')
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+def test_adjacency_is_seen_through_features(name):
+    x = torch.randn(2, 3, 32, 32)
+    matrices = adjacency(timm.create_model(name, features_only=True), x)
+    assert list(matrices) == ['model.dag']
+    assert torch.equal(matrices['model.dag'], adjacency(timm.create_model(name), x)['dag'])
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+def test_empty_batches_and_no_features(name):
+    model = timm.create_model(name).eval()
+    assert model(torch.empty(0, 3, 32, 32)).shape == (0, 100)
+    x = torch.randn(1, 3, 32, 32)
+    assert model.forward_intermediates(x, [], intermediates_only=True) == []
+    assert torch.equal(model.forward_intermediates(x, [])[0], model.forward_features(x))
+
+
+def test_after_removal_nothing_is_drawn():
+    torch.manual_seed(0)
+    smaller, _ = prune(draw_masks(timm.create_model('test_maskconnect_resnext')), threshold=0)
+    assert not list(smaller.dag.connectivity.parameters())
+    x, state = torch.randn(2, 3, 32, 32), torch.get_rng_state()
+    smaller.train()(x)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 # -- bad input ------------------------------------------------------------------------------------
 
 
@@ -610,12 +691,39 @@ def test_what_is_behind_the_last_feature_goes():
         (resnet, dict(fan_in=0), ValueError, 'fan_in must be at least 1, got 0'),
         (resnext, dict(fan_in=0), ValueError, 'fan_in must be at least 1, got 0'),
         (resnet, dict(num_blocks=0), ValueError, 'num_blocks must be an integer from 1 on, got 0'),
-        (resnet, dict(widths=(8, 0)), ValueError, r'widths\[1\] must be an integer from 1 on'),
+        (
+            resnet,
+            dict(widths=(8, 0)),
+            ValueError,
+            r'widths must be an integer from 1 on, got \(8, 0\)',
+        ),
         (resnext, dict(cardinality=2.5), ValueError, 'cardinality must be .* got 2.5'),
         (resnext, dict(depths=(1, 1, 1)), ValueError, '3 stages of blocks but 2 widths'),
         (resnext, dict(masks='prev'), ValueError, "masks='prev' is for blocks in a row"),
         (resnet, dict(masks='none'), ValueError, "unknown masks 'none'"),
-        (resnet, dict(fan_in=2, connectivity='alpha'), ValueError, 'leave them out beside'),
+        (resnet, dict(fan_in=2, connectivity='alpha'), ValueError, 'fan_in=2: the rule is given'),
+        (
+            resnet,
+            dict(connectivity='mask', fan_in=None, centered=True),
+            ValueError,
+            'centered=True: the',
+        ),
+        (resnet, dict(widths=16), ValueError, 'widths must be a sequence of integers, got 16'),
+        (resnet, dict(average='no'), TypeError, "average must be True or False, got 'no'"),
+        (resnext, dict(average='no'), TypeError, "average must be True or False, got 'no'"),
+        (resnext, dict(branch_norm=1), TypeError, 'branch_norm must be True or False, got 1'),
+        (
+            resnext,
+            dict(norm_layer='groupnorm1'),
+            ValueError,
+            'norm_layer GroupNorm1 takes channels',
+        ),
+        (
+            resnext,
+            dict(norm_layer='layernorm2d'),
+            ValueError,
+            'of several branches together: it must',
+        ),
         (resnet, dict(sparsity='l2'), ValueError, "unknown sparsity 'l2'"),
         (resnet, dict(norm_layer='no'), ValueError, "norm_layer 'no' is no class"),
         (resnext, dict(wiring=sequential(11)), ValueError, 'from a block to the next'),

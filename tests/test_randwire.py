@@ -188,6 +188,18 @@ def test_the_last_convolution_goes_with_the_head():
     assert model.num_features == 16
 
 
+@pytest.mark.parametrize('name', ['test_randwire', 'test_toponet', 'test_maskconnect_resnext'])
+def test_features_stop_early(name):
+    model = timm.create_model(name).eval()
+    x = torch.randn(1, 3, 64, 64)
+    everything = model.forward_intermediates(x, intermediates_only=True)
+    for level, one in enumerate(everything):
+        last, (taken,) = model.forward_intermediates(x, [level], stop_early=True)
+        assert torch.equal(taken, one)
+        assert last.shape[2:] == one.shape[2:]
+    assert torch.equal(last, model.forward_features(x))
+
+
 @pytest.mark.parametrize('coarse', [False, True])
 def test_every_parameter_is_in_a_layer_group(coarse):
     model = timm.create_model('test_randwire')
@@ -203,8 +215,10 @@ def test_every_parameter_is_in_a_layer_group(coarse):
         (dict(wiring=DIRECT, num_nodes=3), ValueError, 'takes projection=True'),
         (dict(connectivity='router'), ValueError, 'only with projection=True'),
         (dict(wiring='ring'), ValueError, "unknown wiring 'ring'"),
-        (dict(channels=1), ValueError, 'channels must be an integer from 2 on, got 1'),
-        (dict(features='a'), ValueError, "features must be an integer from 2 on, got 'a'"),
+        (dict(channels=0), ValueError, 'channels must be an integer from 1 on, got 0'),
+        (dict(projection='no'), TypeError, "projection must be True or False, got 'no'"),
+        (dict(node_ids=[[0, 8]] * 3), ValueError, r'needs as many node_ids, got \[0, 8\]'),
+        (dict(features='a'), ValueError, "features must be an integer from 1 on, got 'a'"),
         (dict(sparsity='l2'), ValueError, "unknown sparsity 'l2'"),
     ],
 )

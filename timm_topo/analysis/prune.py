@@ -212,40 +212,34 @@ def mask_edges(model: nn.Module, keep: dict[str, Tensor]) -> Iterator[nn.Module]
         model: A model with graph stages.
         keep: Booleans ``(E,)`` by stage name, as from :func:`edge_mask`.
     """
-    stages = graph_stages(model)
-    rules = {name: stage.connectivity for name, stage in stages.items()}
+    rules = [(stage.connectivity, keep[name]) for name, stage in graph_stages(model).items()]
+    before = [{n: vars(rule).get(n) for n in ('forward', 'pass_weights')} for rule, _ in rules]
     try:
-        for name, stage in stages.items():
-            stage.connectivity = _Masked(rules[name], keep[name])
+        for rule, kept in rules:
+            rule.forward, rule.pass_weights = _masked(rule, kept)
         yield model
     finally:
-        for name, stage in stages.items():
-            stage.connectivity = rules[name]
+        for (rule, _), own in zip(rules, before):
+            for name, method in own.items():
+                vars(rule).pop(name, None)
+                if method is not None:  # masked outside, too
+                    vars(rule)[name] = method
 
 
-class _Masked(nn.Module):
-    """A rule some of whose weights are taken as zero; anything else is the rule's own."""
+def _masked(rule: Connectivity, keep: Tensor):
+    """``forward`` and ``pass_weights`` of a rule with some weights taken as zero."""
+    by_node, at_once = rule.forward, rule.pass_weights
 
-    def __init__(self, rule: Connectivity, keep: Tensor):
-        super().__init__()
-        self.rule, self.keep = rule, keep
+    def forward(node: int, *context: Tensor) -> Tensor:
+        start, stop = rule.spans[node]
+        weights = by_node(node, *context)
+        return weights * keep[start:stop].to(weights)
 
-    def __getattr__(self, name: str):
-        own = self.__dict__['_modules']
-        return own[name] if name in own else getattr(own['rule'], name)
+    def pass_weights() -> Tensor:
+        weights = at_once()
+        return weights * keep.to(weights)
 
-    def forward(self, node: int, context: Tensor | None = None) -> Tensor:
-        start, stop = self.rule.spans[node]
-        weights = self.rule(node) if context is None else self.rule(node, context)
-        return weights * self.keep[start:stop].to(weights)
-
-    def pass_weights(self) -> Tensor:
-        weights = self.rule.pass_weights()
-        return weights * self.keep.to(weights)
-
-    def edge_weights(self) -> Tensor:
-        weights = self.rule.edge_weights()
-        return weights * self.keep.to(weights)
+    return forward, pass_weights
 
 
 def prune(

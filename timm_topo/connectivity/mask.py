@@ -27,7 +27,10 @@ class MaskConnectivity(Connectivity):
     of every node without replacement, each time with probability proportional to the real-valued
     masks of those not drawn yet. The binary mask multiplies the maps; its gradient, which inactive
     edges have too, is that of the real-valued mask, which is clipped to [0, 1] before it is used
-    again. Evaluation takes the K largest; of equal ones, the latest sources.
+    again (an optimizer may leave them outside until then, and averages of weights see that).
+    Evaluation takes the K largest; of equal ones, the latest sources: so of masks that have not
+    learned yet. Pruning that leaves every node the K it reads leaves nothing to learn: the masks
+    are fixed from then on.
 
     The text we have says neither how evaluation chooses, nor how masks are kept in [0, 1], nor
     where they start: the K largest, clipping and one value for all edges are from memory of the
@@ -40,13 +43,15 @@ class MaskConnectivity(Connectivity):
     Args:
         wiring: The wiring.
         fan_in: K, for all nodes or one per node (node 0 has no in-edges: any). A node with fewer
-            in-edges uses all of them. None: all, but 1 for ``'prev'``.
+            in-edges uses all of them. None: all; 1 for ``'prev'``; as many as there are ones in
+            masks that are given.
         masks: ``'learned'``; or fixed: ``'prev'``, the K latest sources; ``'full'``, all;
             ``'random'``, K at random; or 0 or 1 for every edge, in the order of ``wiring.edges``.
         seed: Of ``'random'``.
         init: Initial real-valued mask of every edge, in (0, 1].
         average: Whether an active edge weighs 1 / K_j instead of 1, so that maps do not grow with
-            the fan-in (ours).
+            the fan-in (ours); or, per node, what to divide by instead of K_j: pruned networks go on
+            dividing by what there was.
         full_output: Whether the last node reads all its sources, whatever ``fan_in`` says.
         centered: Whether masks follow the gradient less its mean over the in-edges of a node
             (ours). K is fixed, so what would turn all of them up or down at once says nothing
@@ -58,7 +63,7 @@ class MaskConnectivity(Connectivity):
             masks; masks given without exactly K_j ones at a node; ``init`` out of range.
     """
 
-    per_edge = ('mask', 'scale')
+    per_edge = ('mask',)
 
     def __init__(
         self,
@@ -67,7 +72,7 @@ class MaskConnectivity(Connectivity):
         masks: Union[str, Sequence[int]] = 'learned',
         seed: int = 0,
         init: float = 0.5,
-        average: bool = False,
+        average: Union[bool, Sequence[int]] = False,
         full_output: bool = False,
         centered: bool = False,
     ):
@@ -76,9 +81,10 @@ class MaskConnectivity(Connectivity):
             raise ValueError(
                 f'unknown masks {masks!r}; known: {", ".join(MASKS)}, or 0 or 1 for every edge'
             )
+        divided = isinstance(average, (list, tuple))
         flags = dict(average=average, full_output=full_output, centered=centered)
         for name, flag in flags.items():
-            if not isinstance(flag, bool):
+            if not isinstance(flag, bool) and not (divided and name == 'average'):
                 raise TypeError(f'{name} must be True or False, got {flag!r}')
         if isinstance(seed, bool) or not isinstance(seed, int):
             raise TypeError(f'seed must be an integer, got {seed!r}')
@@ -87,20 +93,20 @@ class MaskConnectivity(Connectivity):
         self.fan_ins = _fan_ins(wiring, fan_in, masks, full_output)
         self.learned = isinstance(masks, str) and masks == 'learned'
         self.given = [] if self.learned else _fixed_masks(wiring, self.fan_ins, masks, seed)
-        self.init, self.average, self.centered = float(init), average, centered
-        self.rarely = _RARELY
+        self.init, self.centered, self.rarely = float(init), centered, _RARELY
+        self.divisors = _divisors(wiring, self.fan_ins, average)
         self.options = {
             'fan_in': list(fan_in) if isinstance(fan_in, (list, tuple)) else fan_in,
             'masks': masks if isinstance(masks, str) else list(self.given),
             'seed': seed, 'init': self.init, **flags,
+            'average': list(average) if divided else average,
         }  # fmt: skip
         mask = torch.empty(self.num_edges)
         if self.learned:
             self.mask = nn.Parameter(mask)
         else:
             self.register_buffer('mask', mask)
-        self.register_buffer('scale', torch.empty(self.num_edges))
-        for name in ('slots', 'places', 'limits'):
+        for name in ('slots', 'places', 'limits', 'scale'):
             self.register_buffer(name, None, persistent=False)
         self.reset_parameters()
 
@@ -154,13 +160,9 @@ class MaskConnectivity(Connectivity):
                 self.mask.fill_(self.init)
             else:
                 self.mask.copy_(torch.tensor(self.given))
-            self.scale.fill_(1.0)
-            if self.average:
-                fan_ins = [self.fan_ins[target] for _, target in self.wiring.edges]
-                self.scale.copy_(1.0 / torch.tensor(fan_ins).clamp(min=1))
 
     def _lay_out(self) -> None:
-        """Buffers that follow from the wiring: edges of each node, places of each edge, K_j."""
+        """Buffers that follow: edges of each node, places of each edge, K_j, weight of an edge."""
         width = max(self.wiring.in_degrees)
         slots, places = [], []
         for row, (start, stop) in enumerate(self.spans[1:]):
@@ -171,19 +173,36 @@ class MaskConnectivity(Connectivity):
             torch.tensor(values, dtype=torch.long, device=self.mask.device)
             for values in (slots, places, limits)
         )
+        weights = [1 / self.divisors[target] for _, target in self.wiring.edges]
+        self.scale = torch.tensor(weights, dtype=self.mask.dtype, device=self.mask.device)
 
     def select(self, wiring: Wiring, edges: Sequence[int]) -> 'MaskConnectivity':
         """The same rule on a smaller wiring; no edge becomes active that was not."""
         active = self.edge_weights().ne(0).tolist()
         smaller = super().select(wiring, edges)
-        smaller.fan_ins = [0] * wiring.num_nodes
+        smaller.fan_ins, smaller.divisors = [0] * wiring.num_nodes, [1] * wiring.num_nodes
         for edge, (_, target) in zip(edges, wiring.edges):
             smaller.fan_ins[target] += active[edge]
+            smaller.divisors[target] = self.divisors[self.wiring.edges[edge][1]]
         smaller.options = {**self.options, 'fan_in': smaller.fan_ins, 'full_output': False}
-        if not self.learned:
+        if self.options['average']:
+            smaller.options['average'] = smaller.divisors
+        if self.learned and smaller.fan_ins == list(wiring.in_degrees):  # nothing left to choose
+            smaller.learned, smaller.given = False, [1] * len(edges)
+            smaller.options.update(masks='full', fan_in=None)
+            del smaller.mask
+            smaller.register_buffer('mask', torch.ones_like(self.mask[: len(edges)].detach()))
+        elif not self.learned:
             smaller.given = smaller.options['masks'] = [int(active[edge]) for edge in edges]
         smaller._lay_out()
         return smaller
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        mask = state_dict.get(f'{prefix}mask')
+        if not self.learned and mask is not None and not mask.is_meta:
+            if mask.tolist() != self.given:
+                args[-1].append(f'{prefix}mask: not the fixed masks of this network')
 
     def extra_repr(self) -> str:
         kind = 'learned' if self.learned else 'fixed'
@@ -205,7 +224,10 @@ def _ranks(keys: Tensor) -> Tensor:
 def _fan_ins(wiring: Wiring, fan_in, masks, full_output: bool) -> list[int]:
     """Active in-edges of every node."""
     degrees = wiring.in_degrees
-    if fan_in is None:
+    if fan_in is None and not isinstance(masks, str):
+        values = _values(wiring, masks)
+        wanted = [sum(values[start:stop]) for start, stop in wiring.in_edges]
+    elif fan_in is None:
         wanted = [1 if masks == 'prev' else degree for degree in degrees]
     elif isinstance(fan_in, (list, tuple)):
         if len(fan_in) != wiring.num_nodes:
@@ -227,12 +249,21 @@ def _fan_ins(wiring: Wiring, fan_in, masks, full_output: bool) -> list[int]:
     return [min(k, degree) for k, degree in zip(wanted, degrees)]
 
 
-def _integer(fan_in: int, least: int) -> int:
-    if isinstance(fan_in, bool) or not isinstance(fan_in, int):
-        raise TypeError(f'fan_in must be an integer, one per node or None, got {fan_in!r}')
-    if fan_in < least:
-        raise ValueError(f'fan_in must be at least {least}, got {fan_in}')
-    return fan_in
+def _divisors(wiring: Wiring, fan_ins: list[int], average) -> list[int]:
+    """What an active in-edge of each node is divided by."""
+    if isinstance(average, bool):
+        return [max(1, k) if average else 1 for k in fan_ins]
+    if len(average) != wiring.num_nodes or any(_integer(k, 1, 'average') < 1 for k in average):
+        raise ValueError(f'{wiring} needs a divisor per node, got {len(average)}: {average}')
+    return list(average)
+
+
+def _integer(value: int, least: int, name: str = 'fan_in') -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f'{name} must be an integer, one per node or None, got {value!r}')
+    if value < least:
+        raise ValueError(f'{name} must be at least {least}, got {value}')
+    return value
 
 
 def _fixed_masks(wiring: Wiring, fan_ins: list[int], masks, seed: int) -> list[int]:
@@ -248,13 +279,18 @@ def _fixed_masks(wiring: Wiring, fan_ins: list[int], masks, seed: int) -> list[i
 
 
 def _given(wiring: Wiring, fan_ins: list[int], masks: Sequence[int]) -> list[int]:
+    values = _values(wiring, masks)
+    for node, ((start, stop), fan_in) in enumerate(zip(wiring.in_edges, fan_ins)):
+        ones = sum(values[start:stop])
+        if ones != fan_in:
+            raise ValueError(f'the mask of node {node} must have {fan_in} ones, got {ones}')
+    return values
+
+
+def _values(wiring: Wiring, masks: Sequence[int]) -> list[int]:
     values = masks.tolist() if isinstance(masks, Tensor) else list(masks)
     if len(values) != wiring.num_edges:
         raise ValueError(f'{wiring} needs masks for all edges, got {len(values)}')
     if any(value not in (0, 1) for value in values):
         raise ValueError(f'masks are 0 or 1, got {next(v for v in values if v not in (0, 1))!r}')
-    for node, ((start, stop), fan_in) in enumerate(zip(wiring.in_edges, fan_ins)):
-        ones = sum(values[start:stop])
-        if ones != fan_in:
-            raise ValueError(f'the mask of node {node} must have {fan_in} ones, got {int(ones)}')
     return [int(value) for value in values]

@@ -28,6 +28,8 @@ __all__ = ['MaskConnectResNet', 'MaskConnectResNeXt']
 
 _Rule = Union[str, dict, type, Sequence, None]
 _CIFAR_WIDTHS = (16, 32, 64)
+#: Options of masks beside a rule, which has its own: a saved network must not have others.
+_BY_RULE = {'fan_in': None, 'masks': 'learned', 'mask_seed': 0, 'centered': False}
 
 
 class MaskConnectResNet(CrossStageNet):
@@ -47,14 +49,16 @@ class MaskConnectResNet(CrossStageNet):
         num_blocks: Blocks per stage.
         widths: Channels per stage.
         fan_in: K; a block with fewer before it reads all. None: all, but 1 for ``'prev'``.
+            (``timm.create_model`` drops None: a registered network has its K then.)
         masks: ``'learned'``, or fixed: ``'prev'`` (the K latest), ``'full'``, ``'random'``.
         mask_seed: Of ``'random'``.
         centered: See :class:`timm_topo.connectivity.mask.MaskConnectivity`.
         average: Whether a block reads the mean of its K sources, not their sum.
         wiring: What blocks may read: nodes 0 (stem) to the last (last block), as
             :func:`timm_topo.generators.make_wiring` takes it. By default all earlier blocks.
-        connectivity: Another rule than masks, or all options of this one: what
-            :func:`timm_topo.connectivity.build_connectivity` takes, a static rule.
+        connectivity: Instead of the options of masks, what
+            :func:`timm_topo.connectivity.build_connectivity` takes, a static rule; rules other than
+            masks make sums.
         node_ids: The ids of the nodes that pruning left; by default all.
         sparsity: ``'none'``, ``'uniform'`` or ``'adaptive'``: the L1 that training adds.
         sparsity_weight: Its lambda.
@@ -95,7 +99,7 @@ class MaskConnectResNet(CrossStageNet):
         dtype=None,
     ):
         super().__init__()
-        _check_sizes(num_blocks=num_blocks, **{f'widths[{i}]': w for i, w in enumerate(widths)})
+        _check_sizes(num_blocks=num_blocks, widths=widths)
         dd = {'device': device, 'dtype': dtype}
         norm_layer = norm_class(norm_layer)
         num_nodes = 1 + num_blocks * len(widths)
@@ -105,7 +109,8 @@ class MaskConnectResNet(CrossStageNet):
         masking = dict(
             fan_in=fan_in, masks=masks, seed=mask_seed, centered=centered, average=average
         )
-        rule = build_connectivity(_rule(connectivity, masking), wiring, **dd)
+        _check_flags(average=average, centered=centered)
+        rule = build_connectivity(_rule(connectivity, masking, 'average'), wiring, **dd)
         self.sizes = {'num_blocks': num_blocks, 'widths': list(widths)}
         self.in_chans = in_chans
         self.sparsity = check_sparsity(sparsity)
@@ -145,7 +150,7 @@ class MaskConnectResNet(CrossStageNet):
 
     @torch.jit.ignore
     def topology(self) -> dict:
-        return {**self.sizes, 'fan_in': None, **super().topology()}
+        return {**self.sizes, **_BY_RULE, 'average': True, **super().topology()}
 
 
 class MaskConnectResNeXt(ClassifierNet):
@@ -171,7 +176,7 @@ class MaskConnectResNeXt(ClassifierNet):
         centered: See :class:`timm_topo.connectivity.mask.MaskConnectivity`.
         average: Whether shortcuts are averaged over the selected branches, not summed.
         wiring: An explicit graph with edges from one block to the next; by default all of those.
-        connectivity: Another rule than masks, or all options of this one: what
+        connectivity: Instead of the options of masks, what
             :func:`timm_topo.connectivity.build_connectivity` takes, a static rule.
         node_ids: The ids of the nodes that pruning left; by default all.
         sparsity: ``'none'``, ``'uniform'`` or ``'adaptive'``: the L1 that training adds.
@@ -218,12 +223,10 @@ class MaskConnectResNeXt(ClassifierNet):
     ):
         super().__init__()
         counts = dict(cardinality=cardinality, base_width=base_width, stem_width=stem_width)
-        by_stage = {
-            f'{name}[{i}]': value
-            for name, values in (('depths', depths), ('widths', widths))
-            for i, value in enumerate(values)
-        }
-        _check_sizes(**counts, **by_stage)
+        _check_sizes(**counts, depths=depths, widths=widths)
+        _check_flags(
+            average=average, centered=centered, branch_norm=branch_norm, imagenet_stem=imagenet_stem
+        )
         if len(depths) != len(widths):
             raise ValueError(f'{len(depths)} stages of blocks but {len(widths)} widths')
         if masks == 'prev':
@@ -239,7 +242,7 @@ class MaskConnectResNeXt(ClassifierNet):
         masking = dict(
             fan_in=fan_in, masks=masks, seed=mask_seed, centered=centered, full_output=True
         )
-        rule = build_connectivity(_rule(connectivity, masking), wiring, **dd)
+        rule = build_connectivity(_rule(connectivity, masking, 'full_output'), wiring, **dd)
         self.sizes = dict(
             counts, depths=list(depths), widths=list(widths), imagenet_stem=imagenet_stem,
             branch_norm=branch_norm, average=average,
@@ -301,7 +304,7 @@ class MaskConnectResNeXt(ClassifierNet):
 
     @torch.jit.ignore
     def topology(self) -> dict:
-        return {**self.sizes, 'fan_in': None, **super().topology()}
+        return {**self.sizes, **_BY_RULE, **super().topology()}
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict:
@@ -341,11 +344,12 @@ class MaskConnectResNeXt(ClassifierNet):
             raise ValueError(f"output_fmt must be 'NCHW', got '{output_fmt}'")
         taken = sorted(take_indices(len(self.feature_info), indices))
         last = self.dag.block_levels[-1]
-        weights = self.dag.connectivity.pass_weights()
-        if intermediates_only or (stop_early and taken[-1] < last):
-            maps = self.dag.features(x, weights, taken)
+        if not taken:
+            return [] if intermediates_only else (self.dag(x), [])
+        if intermediates_only or stop_early:
+            maps = self.dag.run(x, taken)[0]
             return maps if intermediates_only else (maps[-1], maps)
-        maps = self.dag.features(x, weights, sorted({*taken, last}))
+        maps = self.dag.run(x, sorted({*taken, last}))[0]
         return maps[-1], maps[: len(taken)]
 
     @torch.jit.ignore
@@ -371,10 +375,20 @@ class MaskConnectResNeXt(ClassifierNet):
         return taken
 
 
-def _check_sizes(**sizes: int) -> None:
+def _check_sizes(**sizes: Union[int, Sequence[int]]) -> None:
     for name, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise ValueError(f'{name} must be an integer from 1 on, got {size!r}')
+        many = name in ('depths', 'widths')
+        if many and (not isinstance(size, (list, tuple)) or not size):
+            raise ValueError(f'{name} must be a sequence of integers, got {size!r}')
+        for one in size if many else [size]:
+            if isinstance(one, bool) or not isinstance(one, int) or one < 1:
+                raise ValueError(f'{name} must be an integer from 1 on, got {size!r}')
+
+
+def _check_flags(**flags: bool) -> None:
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise TypeError(f'{name} must be True or False, got {flag!r}')
 
 
 def _ids(node_ids: Optional[Sequence], num_nodes: int) -> list[int]:
@@ -394,16 +408,29 @@ def _earlier(num_nodes: int) -> Wiring:
     return Wiring(num_nodes, ((0, 1), *pairs))
 
 
-def _rule(connectivity: _Rule, masking: dict) -> Union[str, dict, type]:
-    """The rule: masks, unless another is given."""
+def _rule(connectivity: _Rule, masking: dict, own: str) -> Union[str, dict, type]:
+    """The rule: masks with the options ``masking``, unless another is given.
+
+    Where masks are given with options, the network's ``own`` one is among them by default.
+
+    Raises:
+        ValueError: Both are given.
+    """
     if connectivity is None:
         return {'name': 'mask', **masking}
-    if masking['fan_in'] is not None or masking['masks'] != 'learned':
+    usual = dict(
+        fan_in=None, masks='learned', seed=0, centered=False, average=True, full_output=True
+    )
+    doubled = [f'{name}={value!r}' for name, value in masking.items() if value != usual[name]]
+    if doubled:
         raise ValueError(
-            f'fan_in={masking["fan_in"]} and masks={masking["masks"]!r} make the rule; leave them '
-            'out beside connectivity'
+            f'{", ".join(doubled)}: the rule is given already, by connectivity or by the saved '
+            'network, and brings its own options'
         )
-    return per_stage('connectivity', connectivity, 1)[0]
+    (spec,) = per_stage('connectivity', connectivity, 1)
+    if spec == 'mask' or (isinstance(spec, dict) and spec.get('name') == 'mask'):
+        return {own: masking[own], **({'name': spec} if spec == 'mask' else spec)}
+    return spec
 
 
 def _basic_block(in_chs: int, out_chs: int, stride: int, norm_layer, dd: dict) -> BasicBlock:
@@ -468,17 +495,35 @@ default_cfgs = generate_default_cfgs(
 
 def _create(cls: type, variant: str, pretrained: bool, defaults: dict, overrides: dict):
     kwargs = {'num_classes': default_cfgs[variant].default.num_classes, **defaults, **overrides}
-    if overrides.get('connectivity') is not None or {'masks': 'full'}.items() <= overrides.items():
-        kwargs['fan_in'] = overrides.get('fan_in')
-    levels = len(kwargs.get('widths', (0, 0, 0)))
+    chooses = overrides.get('masks', 'learned') in ('learned', 'random')
+    if overrides.get('connectivity') is not None or not chooses:
+        kwargs['fan_in'] = overrides.get('fan_in')  # the network's K is for masks that choose
+    widths = kwargs.get('widths', _CIFAR_WIDTHS)
+    levels = range(len(widths)) if isinstance(widths, (list, tuple)) else (0,)
+    if cls is MaskConnectResNet:
+        levels = _levels_left(kwargs, levels)
+    elif kwargs.get('feature_cls', 'getter') != 'getter':
+        raise ValueError(
+            f"features of {variant} come from feature_cls='getter', not "
+            f'{kwargs["feature_cls"]!r}: no module returns what lies between two blocks'
+        )
     return build_model_with_cfg(
         cls,
         variant,
         pretrained,
         pretrained_filter_fn=checkpoint_filter_fn if cls is MaskConnectResNeXt else None,
-        feature_cfg=dict(feature_cls='getter', out_indices=tuple(range(levels))),
+        feature_cfg=dict(feature_cls='getter', out_indices=tuple(range(len(levels)))),
         **kwargs,
     )
+
+
+def _levels_left(kwargs: dict, levels: Sequence[int]) -> Sequence[int]:
+    """Stages that have blocks; pruning may leave one none."""
+    try:
+        ids = _ids(kwargs['node_ids'], 1 + kwargs['num_blocks'] * len(levels))
+        return sorted({max(i - 1, 0) // kwargs['num_blocks'] for i in ids})
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):  # all, or the constructor refuses
+        return levels
 
 
 def _resnet(variant: str, pretrained: bool, depth: int, fan_in: int, kwargs: dict):

@@ -82,8 +82,11 @@ class RandWire(StagedNet):
     ):
         super().__init__()
         for name, size in (('channels', channels), ('features', features)):
-            if isinstance(size, bool) or not isinstance(size, int) or size < 2:
-                raise ValueError(f'{name} must be an integer from 2 on, got {size!r}')
+            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+                raise ValueError(f'{name} must be an integer from 1 on, got {size!r}')
+        if not isinstance(projection, bool):
+            raise TypeError(f'projection must be True or False, got {projection!r}')
+        before = max(1, channels // 2)
         norm_layer = norm_class(norm_layer)
         dd = {'device': device, 'dtype': dtype}
         nodes = per_stage('num_nodes', num_nodes, 3)
@@ -96,9 +99,9 @@ class RandWire(StagedNet):
         self.sparsity_weight = check_sparsity_weight(sparsity_weight)
 
         self.stem = nn.Sequential(
-            ConvNorm(in_chans, channels // 2, 3, 2, norm_layer, **dd),
+            ConvNorm(in_chans, before, 3, 2, norm_layer, **dd),
             nn.ReLU(inplace=True),
-            ConvNorm(channels // 2, channels, 3, 2, norm_layer, **dd),
+            ConvNorm(before, channels, 3, 2, norm_layer, **dd),
         )
         self.feature_info = [dict(num_chs=channels, reduction=4, module='stem')]
         stages, in_chs = [], channels
@@ -126,6 +129,8 @@ class RandWire(StagedNet):
 
 def _stage(wiring, rule, ids, in_chs, chs, projection, norm_layer, dd) -> GraphStage:
     """One stage: the input is halved by those who read it, or by a projection too."""
+    if len(ids) != wiring.num_nodes:
+        raise ValueError(f'{wiring} needs as many node_ids, got {list(ids)}')
     raw = [set(wiring.preds(node)) == {0} for node in range(wiring.num_nodes)]
     if projection:
         entry = ConvNorm(in_chs, chs, 1, 2, norm_layer, **dd)

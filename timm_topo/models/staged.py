@@ -57,7 +57,8 @@ class StagedNet(ClassifierNet):
             x: ``(B, in_chans, H, W)``.
             indices: Which: all (None), the last n (int), or a list, negative from the end.
             norm: Whether the last stage's intermediate passes the final ReLU.
-            stop_early: Whether to stop after the last intermediate that is asked for.
+            stop_early: Whether to stop after the last intermediate that is asked for; the features
+                are that one then, activated.
             output_fmt: ``'NCHW'``.
             intermediates_only: Whether to return the intermediates alone.
 
@@ -82,7 +83,10 @@ class StagedNet(ClassifierNet):
                 intermediates.append(self.act(x) if norm and i + 1 == last else x)
         if intermediates_only:
             return intermediates
-        return self.final(self.act(x)), intermediates
+        x = self.act(x)
+        if len(stages) == last:
+            x = self.final(x)
+        return x, intermediates
 
     @torch.jit.ignore
     def prune_intermediate_layers(

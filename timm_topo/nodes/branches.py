@@ -38,8 +38,9 @@ class BranchConv1x1(nn.Conv2d):
         if torch.jit.is_tracing() or torch.compiler.is_compiling():
             return self._conv_forward(x, self.weight, self.bias)
         weight = self.weight.view(self.groups, -1, self.weight.shape[1])
-        maps = x.reshape(x.shape[0], self.groups, self.weight.shape[1], -1)
-        return torch.matmul(weight, maps).view(x.shape[0], -1, x.shape[2], x.shape[3])
+        batch, _, height, width = x.shape
+        maps = x.reshape(batch, self.groups, self.weight.shape[1], height * width)
+        return torch.matmul(weight, maps).view(batch, self.out_channels, height, width)
 
 
 class BranchBlock(nn.Module):
@@ -58,9 +59,12 @@ class BranchBlock(nn.Module):
         branch_norm: Whether each branch has a norm of its own behind its last convolution.
             Otherwise one norm, shared, follows the sum over branches, as in ResNeXt.
         average: Whether shortcuts are averaged, see :meth:`mix`; otherwise summed, as printed.
-        norm_layer: Normalisation.
+        norm_layer: Normalisation of each channel on its own.
         device: Where parameters live.
         dtype: Their type.
+
+    Raises:
+        ValueError: A normalisation over several channels.
     """
 
     def __init__(
@@ -87,6 +91,11 @@ class BranchBlock(nn.Module):
         self.bn2 = norm_layer(chs, **dd)
         self.conv3 = BranchConv1x1(branches, width, out_chs, **dd)
         self.bn3 = norm_layer(outs if branch_norm else out_chs, **dd)
+        if not hasattr(self.bn1, 'num_features'):
+            raise ValueError(
+                f'norm_layer {type(self.bn1).__name__} takes channels of several branches '
+                'together: it must be a batch norm or another one per channel'
+            )
         self.act = nn.ReLU(inplace=True)
         same = in_chs == out_chs and stride == 1
         self.downsample = (
@@ -102,7 +111,7 @@ class BranchBlock(nn.Module):
         beside = self.downsample(x.flatten(0, 1))
         return (
             inner.unflatten(1, (self.branches, self.out_chs)),
-            beside.unflatten(0, (-1, self.branches)),
+            beside.unflatten(0, (x.shape[0], self.branches)),
         )
 
     def mix(self, inner: Tensor, beside: Tensor, weights: Tensor) -> Tensor:
@@ -133,7 +142,7 @@ class BranchBlock(nn.Module):
             mixed = torch.baddbmm(beside, weights, inner.flatten(2))
         else:
             mixed = torch.bmm(weights, inner.flatten(2)).view(batch * rows, chs, height, width)
-            mixed = self.bn3(mixed).view(batch, rows, -1) + beside
+            mixed = self.bn3(mixed).view_as(beside) + beside
         return self.act(mixed).view(batch, rows, chs, height, width)
 
     @torch.jit.unused

@@ -39,7 +39,7 @@ class BranchGraph(GraphStage):
     read is one product with the matrix of edge weights per block, not a sum per node. The last
     node reads the branches of the last block.
 
-    Activation checkpointing is per block.
+    Activation checkpointing is per block. Surgery copies the blocks.
 
     Args:
         wiring: Node 0, then the branches block by block, then the output; without dead nodes and
@@ -86,8 +86,11 @@ class BranchGraph(GraphStage):
         if skipping:
             raise ValueError(f'edges lead from a block to the next, not {skipping[0]}')
         self.block_levels = [0] * len(nodes) if block_levels is None else list(block_levels)
-        if len(self.block_levels) != len(nodes) or sorted(self.block_levels) != self.block_levels:
-            raise ValueError(f'{len(nodes)} blocks need a level each, ascending: {block_levels}')
+        in_order = sorted(self.block_levels) == self.block_levels and self.block_levels[0] == 0
+        if len(self.block_levels) != len(nodes) or not in_order:
+            raise ValueError(
+                f'{len(nodes)} blocks need a level each, ascending from 0: {block_levels}'
+            )
         by_layer = [self.block_levels[0], *self.block_levels, self.block_levels[-1]]
         self.levels = [by_layer[k] for k in layer]
         counts = [self.levels.count(level) for level in range(self.levels[-1] + 1)]
@@ -110,26 +113,29 @@ class BranchGraph(GraphStage):
         """Number of branches."""
         return sum(block.branches for block in nodes)
 
-    def run(self, x: Tensor) -> Tuple[List[Tensor], List[Tensor]]:
-        """As for :class:`GraphStage`, but of the maps only the graph output."""
+    def run(
+        self, x: Tensor, levels: Optional[List[int]] = None
+    ) -> Tuple[List[Tensor], List[Tensor]]:
+        """As for :class:`GraphStage`, but of the maps only those at the ends of ``levels``.
+
+        That is the mean of what the branches of the next block read, and at the end of the last
+        level the graph output. Blocks behind the last of ``levels`` do not run.
+
+        Args:
+            x: Graph input.
+            levels: Ascending; by default the last.
+        """
         weights = self.connectivity.pass_weights()
-        maps = self.features(x, weights, [self.block_levels[-1]])
+        if levels is None:
+            levels = [self.block_levels[-1]]
+        maps = self.features(x, weights, levels)
         rows: List[Tensor] = []
         for span in self.row_spans:
             rows.append(weights[span[0] : span[1]])
         return maps, rows
 
     def features(self, x: Tensor, weights: Tensor, levels: List[int]) -> List[Tensor]:
-        """Maps at the ends of ``levels``: the mean of what the branches of the next block read.
-
-        At the end of the last level that is the graph output. Blocks behind the last of ``levels``
-        do not run.
-
-        Args:
-            x: Graph input.
-            weights: Of all edges, ``(E,)``.
-            levels: Ascending.
-        """
+        """The maps that :meth:`run` returns, with weights ``(E,)``."""
         taken: List[Tensor] = []
         x = self.entry(x)
         x = x[:, None] * self.fan_out(weights).to(x.dtype)[:, :, None, None]

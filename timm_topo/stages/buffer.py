@@ -77,8 +77,8 @@ def evaluation_mode(model: nn.Module) -> Iterator[nn.Module]:
 def _recording(stage: GraphStage, name: str, buffers: dict):
     inner = stage.run
 
-    def run(x: Tensor):
-        maps, rows = inner(x)
+    def run(x: Tensor, *args):
+        maps, rows = inner(x, *args)
         buffers[name] = _matrices(stage.wiring, rows, len(x))
         return maps, rows
 
