@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from timm.models import group_parameters
 from timm.models.resnet import BasicBlock
 from torch import Tensor, nn
@@ -310,7 +311,22 @@ def test_with_all_masks_open_it_is_timms_resnext(training, randomise):
             assert torch.allclose(one, other, rtol=1e-3, atol=1e-3 * other.abs().max().item())
 
 
-def test_weights_of_resnext_load_into_learned_masks_too():
+def test_weights_of_resnext_load_by_create_model(tmp_path):
+    """As the README has it."""
+    plain = timm.create_model('resnext50_32x4d').eval()
+    save_file(plain.state_dict(), tmp_path / 'resnext50.safetensors')
+    model = timm.create_model(
+        'maskconnect_resnext50_32x4d',
+        masks='full',
+        pretrained=True,
+        pretrained_cfg_overlay=dict(file=str(tmp_path / 'resnext50.safetensors')),
+    ).eval()
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.allclose(model(x), plain(x), atol=1e-4)
+
+
+def test_weights_of_resnext_have_the_shapes_of_learned_masks_too():
     plain = timm.create_model('resnext50_32x4d', device='meta')
     model = timm.create_model('maskconnect_resnext50_32x4d', device='meta')
     state = checkpoint_filter_fn(plain.state_dict(), model)
