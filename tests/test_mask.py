@@ -96,6 +96,11 @@ def test_more_than_there_are_means_all_and_is_logged(caplog):
     assert caplog.messages == [
         'fan_in 3: 2 of 5 nodes (1 the first) have fewer in-edges and use all of them'
     ]
+    assert [record.levelname for record in caplog.records] == ['INFO']
+    caplog.clear()
+    masks(complete(6), fan_in=40)  # 4, mistyped
+    assert [record.levelname for record in caplog.records] == ['WARNING']
+    assert caplog.messages[0].endswith('use all of them: no node has a choice')
     caplog.clear()
     masks(STAR, fan_in=1)
     masks(STAR)
@@ -503,6 +508,7 @@ def test_a_state_has_no_part_in_fan_in_and_average():
         (dict(average=[0] * 6), ValueError, 'average must be at least 1, got 0'),
         (dict(fan_in=2, masks=[1] * 5), ValueError, 'needs masks for all edges, got 5'),
         (dict(masks=[1] * 7 + [0.5]), ValueError, 'masks are 0 or 1, got 0.5'),
+        (dict(masks=3), TypeError, 'masks must be a name or 0 or 1 for every edge, got 3'),
         (dict(init=0), ValueError, r'init must be in \(0, 1\], got 0'),
         (dict(init=1.5), ValueError, r'init must be in \(0, 1\], got 1.5'),
         (dict(init='a'), ValueError, r"init must be in \(0, 1\], got 'a'"),

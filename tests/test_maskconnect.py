@@ -335,6 +335,9 @@ def test_weights_of_resnext_have_the_shapes_of_learned_masks_too():
     }
     own = model.state_dict()
     assert checkpoint_filter_fn(own, model) is own
+    small = timm.create_model('maskconnect_resnext29_8x8d', device='meta')
+    with pytest.raises(ValueError, match='a ResNeXt of 4 stages, the network has 3'):
+        checkpoint_filter_fn(plain.state_dict(), small)
 
 
 def test_one_selected_branch_passes_its_shortcut_on_whole():

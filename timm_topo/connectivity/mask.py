@@ -43,7 +43,8 @@ class MaskConnectivity(Connectivity):
     Args:
         wiring: The wiring.
         fan_in: K, for all nodes or one per node (node 0 has no in-edges: any). A node with fewer
-            in-edges uses all of them. None: all; 1 for ``'prev'``; as many as there are ones in
+            in-edges uses all of them, which is logged: as a warning where no node has a choice.
+            None: all; 1 for ``'prev'``; as many as there are ones in
             masks that are given.
         masks: ``'learned'``; or fixed: ``'prev'``, the K latest sources; ``'full'``, all;
             ``'random'``, K at random; or 0 or 1 for every edge, in the order of ``wiring.edges``.
@@ -81,6 +82,8 @@ class MaskConnectivity(Connectivity):
             raise ValueError(
                 f'unknown masks {masks!r}; known: {", ".join(MASKS)}, or 0 or 1 for every edge'
             )
+        if not isinstance(masks, (str, list, tuple, Tensor)):
+            raise TypeError(f'masks must be a name or 0 or 1 for every edge, got {masks!r}')
         divided = isinstance(average, (list, tuple))
         flags = dict(average=average, full_output=full_output, centered=centered)
         for name, flag in flags.items():
@@ -242,9 +245,12 @@ def _fan_ins(wiring: Wiring, fan_in, masks, full_output: bool) -> list[int]:
             raise ValueError(f"masks='full' reads all {degree} sources of node {node}, not {k}")
     fewer = [n for n, (k, degree) in enumerate(zip(wanted, degrees)) if degree < k and n > 0]
     if fewer:
-        _logger.info(
+        none_chooses = all(k >= degree for k, degree in zip(wanted, degrees))
+        _logger.log(
+            logging.WARNING if none_chooses else logging.INFO,
             f'fan_in {fan_in}: {len(fewer)} of {wiring.num_nodes - 1} nodes ({fewer[0]} the first) '
             'have fewer in-edges and use all of them'
+            + (': no node has a choice' if none_chooses else ''),
         )
     return [min(k, degree) for k, degree in zip(wanted, degrees)]
 

@@ -450,6 +450,11 @@ def checkpoint_filter_fn(state_dict: dict, model: MaskConnectResNeXt) -> dict:
     if 'layer1.0.conv1.weight' not in state_dict:
         return state_dict
     starts = [model.dag.block_levels.index(level) for level in range(len(model.feature_info))]
+    stages = {int(name[5]) for name in state_dict if re.match(r'layer\d\.', name)}
+    if len(stages) != len(starts):
+        raise ValueError(
+            f'the weights are of a ResNeXt of {len(stages)} stages, the network has {len(starts)}'
+        )
 
     def renamed(name: str) -> str:
         name = re.sub(r'^conv1\.', 'dag.entry.0.conv.', name)
