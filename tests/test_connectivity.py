@@ -86,8 +86,12 @@ class ToyGate(Connectivity):
 
 TOYS = {'toy_softmax': ToySoftmax, 'toy_gate': ToyGate}
 RULES = [*list_connectivity(), *TOYS]
-#: Constructor options of rules that have required ones.
-OPTIONS = {'toy_gate': dict(channels=CHANNELS), 'router': dict(channels=CHANNELS)}
+#: Constructor options of rules that need them.
+OPTIONS = {
+    'toy_gate': dict(channels=CHANNELS),
+    'router': dict(channels=CHANNELS),
+    'mask': dict(fan_in=1),  # by default nothing is chosen
+}
 
 
 @pytest.fixture(autouse=True)
@@ -224,7 +228,7 @@ def test_images_of_a_batch_do_not_see_each_other_in_eval(rule):
 
 @pytest.mark.parametrize('rule', RULES)
 def test_the_state_dict_round_trips(rule):
-    learned, fresh = make_stage(with_values(rule)), make_stage(build(rule).eval())
+    learned, fresh = (make_stage(made.eval()) for made in (with_values(rule), build(rule)))
     x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
     assert not torch.equal(learned(x), fresh(x))
     fresh.load_state_dict(learned.state_dict())

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..connectivity import Connectivity
-from ..nodes.branches import BranchBlock
 from ..wiring import Wiring
 from .graph_stage import GraphStage
 
@@ -67,7 +66,7 @@ class BranchGraph(GraphStage):
         wiring: Wiring,
         connectivity: Connectivity,
         entry: nn.Module,
-        nodes: Sequence[BranchBlock],
+        nodes: Sequence[nn.Module],
         block_levels: Optional[Sequence[int]] = None,
         node_ids: Optional[Sequence[int]] = None,
         level_sizes: Optional[Sequence[int]] = None,
