@@ -109,7 +109,7 @@ def with_values(rule: str, wiring: Wiring = WIRING) -> Connectivity:
     """A rule in float64 that has learned something: different values everywhere."""
     connectivity = build(rule, wiring, dtype=torch.float64)
     with torch.no_grad():
-        for value in [*connectivity.parameters(), *connectivity.buffers()]:
+        for value in connectivity.state_dict().values():
             if value.is_floating_point():
                 value.uniform_(0.1, 0.9)
     return connectivity.eval()
@@ -228,7 +228,7 @@ def test_images_of_a_batch_do_not_see_each_other_in_eval(rule):
 
 @pytest.mark.parametrize('rule', RULES)
 def test_the_state_dict_round_trips(rule):
-    learned, fresh = (make_stage(made.eval()) for made in (with_values(rule), build(rule)))
+    learned, fresh = make_stage(with_values(rule)), make_stage(build(rule).eval())
     x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
     assert not torch.equal(learned(x), fresh(x))
     fresh.load_state_dict(learned.state_dict())
