@@ -12,7 +12,7 @@ from .base import StaticConnectivity, register_connectivity
 
 
 class LearnedConnectivity(StaticConnectivity):
-    """Partial contract: one parameter per edge. Implement ``squash`` and ``unsquash``.
+    """Partial contract: one parameter per edge. Implement ``squash``, ``unsquash``, ``initial``.
 
     Without ``weigh_sole``, the only in-edge of a node has no parameter: it carries 1, as batch
     norm takes a positive factor away again. With ``mean_output``, those of the last node have none
@@ -21,7 +21,7 @@ class LearnedConnectivity(StaticConnectivity):
 
     Args:
         wiring: The wiring.
-        init: Initial edge weight, after squashing.
+        init: Initial edge weight, after squashing; by default the rule's ``initial``.
         weigh_sole: Whether the only in-edge of a node has a parameter too.
         mean_output: Whether the last node takes the mean of what it reads.
 
@@ -30,20 +30,27 @@ class LearnedConnectivity(StaticConnectivity):
         ValueError: No parameter gives the weight ``init``.
     """
 
+    initial: float
+
     def __init__(
-        self, wiring: Wiring, init: float, weigh_sole: bool = True, mean_output: bool = False
+        self,
+        wiring: Wiring,
+        init: Optional[float] = None,
+        weigh_sole: bool = True,
+        mean_output: bool = False,
     ):
         super().__init__(wiring)
+        init = float(self.initial if init is None else init)
         for name, flag in (('weigh_sole', weigh_sole), ('mean_output', mean_output)):
             if not isinstance(flag, bool):
                 raise TypeError(f'{name} must be True or False, got {flag!r}')
-        self.options = {'init': float(init)}
+        self.options = {'init': init}
         if not weigh_sole:
             self.options['weigh_sole'] = False
         if mean_output:
             self.options['mean_output'] = True
         self.all_learned = weigh_sole and not mean_output
-        self._unsquashed_init = self.unsquash(float(init))
+        self._unsquashed_init = self.unsquash(init)
         self.unlearned = [degree == 1 and not weigh_sole for degree in wiring.in_degrees]
         self.unlearned[-1] = self.unlearned[-1] or mean_output
         self.starts, counts = [], [0, 0]  # of a node's in-edges, in alpha or among the constants
@@ -115,14 +122,7 @@ class LearnedConnectivity(StaticConnectivity):
 class AlphaConnectivity(LearnedConnectivity):
     """a_ji = alpha_ji, initialised to 1 (TopoNet, sections 3.3 and 4.2)."""
 
-    def __init__(
-        self,
-        wiring: Wiring,
-        init: float = 1.0,
-        weigh_sole: bool = True,
-        mean_output: bool = False,
-    ):
-        super().__init__(wiring, init, weigh_sole, mean_output)
+    initial = 1.0
 
     def squash(self, alpha: Tensor) -> Tensor:
         return alpha
@@ -137,14 +137,7 @@ class AlphaConnectivity(LearnedConnectivity):
 class TanhConnectivity(LearnedConnectivity):
     """a_ji = tanh(alpha_ji), initialised to 0.5 (Janik & Nowak, section 2)."""
 
-    def __init__(
-        self,
-        wiring: Wiring,
-        init: float = 0.5,
-        weigh_sole: bool = True,
-        mean_output: bool = False,
-    ):
-        super().__init__(wiring, init, weigh_sole, mean_output)
+    initial = 0.5
 
     def squash(self, alpha: Tensor) -> Tensor:
         return torch.tanh(alpha)
@@ -162,14 +155,7 @@ class SigmoidConnectivity(LearnedConnectivity):
     An L1 penalty acts on the weight, not on alpha: it drives alpha to minus infinity, not to 0.
     """
 
-    def __init__(
-        self,
-        wiring: Wiring,
-        init: float = 0.5,
-        weigh_sole: bool = True,
-        mean_output: bool = False,
-    ):
-        super().__init__(wiring, init, weigh_sole, mean_output)
+    initial = 0.5
 
     def squash(self, alpha: Tensor) -> Tensor:
         return torch.sigmoid(alpha)
