@@ -23,7 +23,7 @@ from timm_topo.analysis.export import export_onnx
 from timm_topo.analysis.prune import edge_weights, mask_edges, prune
 from timm_topo.generators import complete, sequential
 from timm_topo.models import MaskConnectResNet, MaskConnectResNeXt
-from timm_topo.models.maskconnect import checkpoint_filter_fn
+from timm_topo.models.maskconnect_resnext import checkpoint_filter_fn
 from timm_topo.nodes import BranchBlock, ConvNorm, Subsample
 from timm_topo.nodes.branches import BranchConv1x1
 from timm_topo.stages import BranchGraph, adjacency, graph_stages, layered

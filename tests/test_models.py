@@ -35,7 +35,16 @@ from timm_topo.wiring import Wiring
 
 GOLDEN = json.loads((Path(__file__).parent / 'golden' / 'complexity.json').read_text())
 MODELS = timm.list_models(
-    module=['toponet', 'toporesnet', 'topomobilenet', 'dgnet', 'dagnet', 'maskconnect', 'randwire']
+    module=[
+        'toponet',
+        'toporesnet',
+        'topomobilenet',
+        'dgnet',
+        'dagnet',
+        'maskconnect',
+        'maskconnect_resnext',
+        'randwire',
+    ]
 )
 TINY = dict(num_nodes=(3, 4), widths=(8, 12), strides=(2, 2), stem_width=8, num_classes=5)
 

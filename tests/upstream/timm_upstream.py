@@ -14,7 +14,7 @@ import timm_topo  # noqa: F401  registers the models
 
 MODULES = [
     'toponet', 'toporesnet', 'topomobilenet', 'rewired', 'dgnet', 'dagnet', 'maskconnect',
-    'randwire',
+    'maskconnect_resnext', 'randwire',
 ]  # fmt: skip
 #: The other sizes of a network differ in depth and width alone: its tests take one.
 SIZES = [

@@ -4,7 +4,8 @@ from . import dgnet, topomobilenet
 from .cross_stage import CrossStageNet
 from .dagnet import DagNet
 from .families import Rewired
-from .maskconnect import MaskConnectResNet, MaskConnectResNeXt
+from .maskconnect import MaskConnectResNet
+from .maskconnect_resnext import MaskConnectResNeXt
 from .randwire import RandWire
 from .rewired import rewire, unwire
 from .staged import StagedNet

@@ -1,35 +1,35 @@
-"""MaskConnect (Ahmed & Torresani, 2018): which modules each module reads, learned as binary masks.
+"""MaskConnect (Ahmed & Torresani, 2018) on ResNets: a block reads K of all earlier blocks."""
 
-In ``maskconnect_resnet{38,74,110}`` a block reads K of all earlier blocks. In
-``maskconnect_resnext*`` a branch reads K branches of the block before; after training,
-:func:`timm_topo.analysis.prune.prune` with threshold 0 removes what nobody reads, exactly.
-"""
-
-import re
 from collections.abc import Sequence
-from typing import Callable, List, Optional, Tuple, Union
+from typing import Callable, Optional, Union
 
 import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock
-from torch import Tensor, nn
+from torch import nn
 
 from ..connectivity import build_connectivity
 from ..generators import make_wiring
-from ..nodes import BranchBlock, ConvNorm, Subsample
+from ..nodes import ConvNorm, Subsample
 from ..sparsity import check_sparsity, check_sparsity_weight
-from ..stages import BranchGraph, CrossStageGraph, jumps, layered
+from ..stages import CrossStageGraph, jumps
 from ..wiring import Wiring
-from .base import ClassifierNet, imagenet_cfg, norm_class, per_stage
+from .base import norm_class, per_stage
 from .cross_stage import CrossStageNet
-from .levels import take_indices
+from .masking import (
+    BY_RULE,
+    CIFAR_CFG,
+    Rule,
+    check_flags,
+    check_sizes,
+    fan_in_left,
+    kept_ids,
+    masking_rule,
+)
 
-__all__ = ['MaskConnectResNet', 'MaskConnectResNeXt']
+__all__ = ['MaskConnectResNet']
 
-_Rule = Union[str, dict, type, Sequence, None]
-_CIFAR_WIDTHS = (16, 32, 64)
-#: Options of masks beside a rule, which has its own: a saved network must not have others.
-_BY_RULE = {'fan_in': None, 'masks': 'learned', 'mask_seed': 0, 'centered': False}
+_WIDTHS = (16, 32, 64)
 
 
 class MaskConnectResNet(CrossStageNet):
@@ -79,14 +79,14 @@ class MaskConnectResNet(CrossStageNet):
     def __init__(
         self,
         num_blocks: int = 6,
-        widths: Sequence[int] = _CIFAR_WIDTHS,
+        widths: Sequence[int] = _WIDTHS,
         fan_in: Optional[int] = None,
         masks: str = 'learned',
         mask_seed: int = 0,
         centered: bool = False,
         average: bool = True,
         wiring: Union[str, dict, Wiring, Sequence, None] = None,
-        connectivity: _Rule = None,
+        connectivity: Rule = None,
         node_ids: Optional[Sequence] = None,
         sparsity: str = 'none',
         sparsity_weight: float = 1e-4,
@@ -99,18 +99,18 @@ class MaskConnectResNet(CrossStageNet):
         dtype=None,
     ):
         super().__init__()
-        _check_sizes(num_blocks=num_blocks, widths=widths)
+        check_sizes(num_blocks=num_blocks, widths=widths)
         dd = {'device': device, 'dtype': dtype}
         norm_layer = norm_class(norm_layer)
         num_nodes = 1 + num_blocks * len(widths)
-        ids = _ids(node_ids, num_nodes)
+        ids = kept_ids(node_ids, num_nodes)
         (wiring,) = per_stage('wiring', _earlier(num_nodes) if wiring is None else wiring, 1)
         wiring = make_wiring(wiring, len(ids))
         masking = dict(
             fan_in=fan_in, masks=masks, seed=mask_seed, centered=centered, average=average
         )
-        _check_flags(average=average, centered=centered)
-        rule = build_connectivity(_rule(connectivity, masking, 'average'), wiring, **dd)
+        check_flags(average=average, centered=centered)
+        rule = build_connectivity(masking_rule(connectivity, masking, 'average'), wiring, **dd)
         self.sizes = {'num_blocks': num_blocks, 'widths': list(widths)}
         self.in_chans = in_chans
         self.sparsity = check_sparsity(sparsity)
@@ -150,287 +150,13 @@ class MaskConnectResNet(CrossStageNet):
 
     @torch.jit.ignore
     def topology(self) -> dict:
-        return {**self.sizes, **_BY_RULE, 'average': True, **super().topology()}
-
-
-class MaskConnectResNeXt(ClassifierNet):
-    """A ResNeXt each of whose branches reads K branches of the block before (Fig. 1b).
-
-    The stem feeds every branch of the first block, and the output is the sum over all branches of
-    the last (see :class:`timm_topo.nodes.BranchBlock` for the equation). Features are, per stage,
-    the mean of what the branches of the next block read, with the last stage's output: for
-    ``masks='full'`` those of the ResNeXt.
-
-    Args:
-        depths: Blocks per stage.
-        cardinality: C, branches per block.
-        base_width: w, channels inside a branch in the first stage; twice as many in each next.
-        widths: Channels of the maps between blocks, per stage.
-        stem_width: Channels of the stem.
-        imagenet_stem: Whether the stem is a 7x7 convolution and pooling, 1/4, instead of 3x3, 1/1.
-        branch_norm: Whether each branch has a norm of its own behind its last convolution, as the
-            printed 0.86 M of {29,8,8} need; otherwise one norm follows the sum, as in ResNeXt.
-        fan_in: K; None: all.
-        masks: ``'learned'``, or fixed: ``'full'``, ``'random'``.
-        mask_seed: Of ``'random'``.
-        centered: See :class:`timm_topo.connectivity.mask.MaskConnectivity`.
-        average: Whether shortcuts are averaged over the selected branches, not summed.
-        wiring: An explicit graph with edges from one block to the next; by default all of those.
-        connectivity: Instead of the options of masks, what
-            :func:`timm_topo.connectivity.build_connectivity` takes, a static rule.
-        node_ids: The ids of the nodes that pruning left; by default all.
-        sparsity: ``'none'``, ``'uniform'`` or ``'adaptive'``: the L1 that training adds.
-        sparsity_weight: Its lambda.
-        in_chans: Channels of the image.
-        num_classes: Classes; 0 for pooled features.
-        global_pool: Pooling, as in ``timm.layers.ClassifierHead``.
-        drop_rate: Dropout before the classifier.
-        norm_layer: Normalisation, a class or a name that timm knows.
-        device: Where parameters live.
-        dtype: Their type.
-
-    Raises:
-        TypeError: An unknown option, or a description of the wrong type.
-        ValueError: As for :class:`MaskConnectResNet`; ``masks='prev'``.
-    """
-
-    def __init__(
-        self,
-        depths: Sequence[int] = (3, 3, 3),
-        cardinality: int = 8,
-        base_width: int = 8,
-        widths: Sequence[int] = (64, 128, 256),
-        stem_width: int = 64,
-        imagenet_stem: bool = False,
-        branch_norm: bool = True,
-        fan_in: Optional[int] = None,
-        masks: str = 'learned',
-        mask_seed: int = 0,
-        centered: bool = False,
-        average: bool = True,
-        wiring: Union[dict, Wiring, Sequence, None] = None,
-        connectivity: _Rule = None,
-        node_ids: Optional[Sequence] = None,
-        sparsity: str = 'none',
-        sparsity_weight: float = 1e-4,
-        in_chans: int = 3,
-        num_classes: int = 100,
-        global_pool: str = 'avg',
-        drop_rate: float = 0.0,
-        norm_layer: Union[str, Callable[..., nn.Module]] = 'batchnorm2d',
-        device=None,
-        dtype=None,
-    ):
-        super().__init__()
-        counts = dict(cardinality=cardinality, base_width=base_width, stem_width=stem_width)
-        _check_sizes(**counts, depths=depths, widths=widths)
-        _check_flags(
-            average=average, centered=centered, branch_norm=branch_norm, imagenet_stem=imagenet_stem
-        )
-        if len(depths) != len(widths):
-            raise ValueError(f'{len(depths)} stages of blocks but {len(widths)} widths')
-        if masks == 'prev':
-            raise ValueError("masks='prev' is for blocks in a row, branches have none before them")
-        dd = {'device': device, 'dtype': dtype}
-        norm_layer = norm_class(norm_layer)
-        block_levels = [level for level, depth in enumerate(depths) for _ in range(depth)]
-        sizes = [cardinality] * len(block_levels)
-        ids = _ids(node_ids, 2 + sum(sizes))
-        sizes = [sum((i - 1) // cardinality == k for i in ids[1:-1]) for k in range(len(sizes))]
-        (wiring,) = per_stage('wiring', layered(sizes) if wiring is None else wiring, 1)
-        wiring = make_wiring(wiring, len(ids))
-        masking = dict(
-            fan_in=fan_in, masks=masks, seed=mask_seed, centered=centered, full_output=True
-        )
-        rule = build_connectivity(_rule(connectivity, masking, 'full_output'), wiring, **dd)
-        self.sizes = dict(
-            counts, depths=list(depths), widths=list(widths), imagenet_stem=imagenet_stem,
-            branch_norm=branch_norm, average=average,
-        )  # fmt: skip
-        self.in_chans = in_chans
-        self.sparsity = check_sparsity(sparsity)
-        self.sparsity_weight = check_sparsity_weight(sparsity_weight)
-
-        stem = [
-            ConvNorm(
-                in_chans, stem_width, *((7, 2) if imagenet_stem else (3, 1)), norm_layer, **dd
-            ),
-            nn.ReLU(inplace=True),
-        ]
-        if imagenet_stem:
-            stem.append(nn.MaxPool2d(3, stride=2, padding=1))
-        blocks, in_chs = [], stem_width
-        for k, (level, branches) in enumerate(zip(block_levels, sizes)):
-            begins = k > 0 and block_levels[k - 1] < level
-            blocks.append(
-                BranchBlock(
-                    branches,
-                    in_chs,
-                    widths[level],
-                    base_width * 2**level,
-                    2 if begins else 1,
-                    branch_norm=branch_norm,
-                    average=average,
-                    norm_layer=norm_layer,
-                    **dd,
-                )
-            )
-            in_chs = widths[level]
-        self.dag = BranchGraph(
-            wiring,
-            rule,
-            nn.Sequential(*stem),
-            blocks,
-            block_levels,
-            node_ids=ids,
-            level_sizes=[
-                depth * cardinality + (level == 0) + (level + 1 == len(depths))
-                for level, depth in enumerate(depths)
-            ],
-        )
-        stride = 4 if imagenet_stem else 1
-        self.feature_info = [
-            dict(
-                num_chs=width,
-                reduction=stride * 2**level,
-                module=f'dag.nodes.{sum(depths[: level + 1]) - 1}',
-            )
-            for level, width in enumerate(widths)
-        ]
-        self.feature_info[-1]['module'] = 'dag'  # before, no module returns the feature itself
-        self.num_features = widths[-1]
-        self.set_head(num_classes, global_pool, drop_rate, **dd)
-        self.init_weights()
-
-    @torch.jit.ignore
-    def topology(self) -> dict:
-        return {**self.sizes, **_BY_RULE, **super().topology()}
-
-    @torch.jit.ignore
-    def group_matcher(self, coarse: bool = False) -> dict:
-        """Parameter groups for layer-wise learning rates: blocks, or stages if ``coarse``."""
-        place = self.dag.block_levels if coarse else range(len(self.dag.block_levels))
-        blocks = [(rf'^dag\.nodes\.{k}\.', (at,)) for k, at in enumerate(place)]
-        return dict(stem=r'^dag\.entry', blocks=[*blocks, (r'^dag\.connectivity', (0,))])
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Image ``(B, in_chans, H, W)`` -> ``(B, num_features, H / stride, W / stride)``."""
-        return self.dag(x)
-
-    @torch.jit.ignore
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: Optional[Union[int, List[int]]] = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = 'NCHW',
-        intermediates_only: bool = False,
-    ) -> Union[List[Tensor], Tuple[Tensor, List[Tensor]]]:
-        """Features and intermediates: index k is stage k.
-
-        Args:
-            x: ``(B, in_chans, H, W)``.
-            indices: Which: all (None), the last n (int), or a list, negative from the end.
-            norm: Without effect: nothing follows the last sum.
-            stop_early: Whether to stop after the last intermediate that is asked for.
-            output_fmt: ``'NCHW'``.
-            intermediates_only: Whether to return the intermediates alone.
-
-        Raises:
-            ValueError: Another ``output_fmt``, or an index out of range.
-        """
-        if output_fmt != 'NCHW':
-            raise ValueError(f"output_fmt must be 'NCHW', got '{output_fmt}'")
-        taken = sorted(take_indices(len(self.feature_info), indices))
-        last = self.dag.block_levels[-1]
-        if not taken:
-            return [] if intermediates_only else (self.dag(x), [])
-        if intermediates_only or stop_early:
-            maps = self.dag.run(x, taken)[0]
-            return maps if intermediates_only else (maps[-1], maps)
-        maps = self.dag.run(x, sorted({*taken, last}))[0]
-        return maps[-1], maps[: len(taken)]
-
-    @torch.jit.ignore
-    def prune_intermediate_layers(
-        self,
-        indices: Union[int, List[int]] = 1,
-        prune_norm: bool = False,
-        prune_head: bool = True,
-    ) -> List[int]:
-        """Drop the stages after the last index, and the head with them or if asked.
-
-        Returns:
-            The indices taken, from the start.
-        """
-        taken = take_indices(len(self.feature_info), indices)
-        end = max(taken)
-        if end + 1 < len(self.feature_info):
-            self.dag.cut(end)
-            self.num_features = self.feature_info[end]['num_chs']
-            prune_head = True
-        if prune_head:
-            self.reset_classifier(0, '')
-        return taken
-
-
-def _check_sizes(**sizes: Union[int, Sequence[int]]) -> None:
-    for name, size in sizes.items():
-        many = name in ('depths', 'widths')
-        if many and (not isinstance(size, (list, tuple)) or not size):
-            raise ValueError(f'{name} must be a sequence of integers, got {size!r}')
-        for one in size if many else [size]:
-            if isinstance(one, bool) or not isinstance(one, int) or one < 1:
-                raise ValueError(f'{name} must be an integer from 1 on, got {size!r}')
-
-
-def _check_flags(**flags: bool) -> None:
-    for name, flag in flags.items():
-        if not isinstance(flag, bool):
-            raise TypeError(f'{name} must be True or False, got {flag!r}')
-
-
-def _ids(node_ids: Optional[Sequence], num_nodes: int) -> list[int]:
-    """Ids of the nodes there are; a saved network has those of its one graph in a list."""
-    if node_ids is None:
-        return list(range(num_nodes))
-    nested = isinstance(node_ids[0], (list, tuple))
-    ids = list(node_ids[0] if nested else node_ids)
-    if ids[0] != 0 or ids[-1] != num_nodes - 1:
-        raise ValueError(f'node_ids must lead from 0 to {num_nodes - 1}, got {ids}')
-    return ids
+        return {**self.sizes, **BY_RULE, 'average': True, **super().topology()}
 
 
 def _earlier(num_nodes: int) -> Wiring:
     """Every block reads all earlier blocks, the first the stem."""
     pairs = [(i, j) for j in range(2, num_nodes) for i in range(1, j)]
     return Wiring(num_nodes, ((0, 1), *pairs))
-
-
-def _rule(connectivity: _Rule, masking: dict, own: str) -> Union[str, dict, type]:
-    """The rule: masks with the options ``masking``, unless another is given.
-
-    Where masks are given with options, the network's ``own`` one is among them by default.
-
-    Raises:
-        ValueError: Both are given.
-    """
-    if connectivity is None:
-        return {'name': 'mask', **masking}
-    usual = dict(
-        fan_in=None, masks='learned', seed=0, centered=False, average=True, full_output=True
-    )
-    doubled = [f'{name}={value!r}' for name, value in masking.items() if value != usual[name]]
-    if doubled:
-        raise ValueError(
-            f'{", ".join(doubled)}: the rule is given already, by connectivity or by the saved '
-            'network, and brings its own options'
-        )
-    (spec,) = per_stage('connectivity', connectivity, 1)
-    if spec == 'mask' or (isinstance(spec, dict) and spec.get('name') == 'mask'):
-        return {own: masking[own], **({'name': spec} if spec == 'mask' else spec)}
-    return spec
 
 
 def _basic_block(in_chs: int, out_chs: int, stride: int, norm_layer, dd: dict) -> BasicBlock:
@@ -445,107 +171,42 @@ def _basic_block(in_chs: int, out_chs: int, stride: int, norm_layer, dd: dict) -
     )
 
 
-def checkpoint_filter_fn(state_dict: dict, model: MaskConnectResNeXt) -> dict:
-    """Accept weights of timm's ResNeXt of the same size, whose function ``masks='full'`` has."""
-    if 'layer1.0.conv1.weight' not in state_dict:
-        return state_dict
-    starts = [model.dag.block_levels.index(level) for level in range(len(model.feature_info))]
-    stages = {int(name[5]) for name in state_dict if re.match(r'layer\d\.', name)}
-    if len(stages) != len(starts):
-        raise ValueError(
-            f'the weights are of a ResNeXt of {len(stages)} stages, the network has {len(starts)}'
-        )
-
-    def renamed(name: str) -> str:
-        name = re.sub(r'^conv1\.', 'dag.entry.0.conv.', name)
-        name = re.sub(r'^bn1\.', 'dag.entry.0.bn.', name)
-        name = re.sub(r'^fc\.', 'head.fc.', name)
-        name = name.replace('downsample.0', 'downsample.conv').replace(
-            'downsample.1', 'downsample.bn'
-        )
-        return re.sub(
-            r'^layer(\d+)\.(\d+)\.',
-            lambda match: f'dag.nodes.{starts[int(match[1]) - 1] + int(match[2])}.',
-            name,
-        )
-
-    state = {renamed(name): value for name, value in state_dict.items()}
-    for name, value in state.items():
-        if name.endswith('.conv3.weight'):  # one convolution over all branches -> one per branch
-            branches = value.unflatten(1, (model.sizes['cardinality'], -1))
-            state[name] = branches.transpose(0, 1).flatten(0, 1)
-    own = model.state_dict()
-    return state | {name: own[name] for name in own if name.startswith('dag.connectivity.')}
-
-
-_CIFAR_CFG = imagenet_cfg(
-    input_size=(3, 32, 32), pool_size=(8, 8), num_classes=100, crop_pct=1.0,
-    mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762),  # CIFAR-100
-    first_conv='dag.entry.0.conv', classifier='head.fc',
-)  # fmt: skip
-_CFG = imagenet_cfg(first_conv='dag.entry.0.conv', classifier='head.fc')
-
 default_cfgs = generate_default_cfgs(
     {
-        **{f'maskconnect_resnet{depth}.untrained': _CIFAR_CFG for depth in (38, 74, 110)},
-        **{f'maskconnect_resnext29_8x{width}d.untrained': _CIFAR_CFG for width in (8, 64)},
-        'maskconnect_resnext50_32x4d.untrained': _CFG,
-        'maskconnect_resnext101_32x4d.untrained': _CFG,
-        'maskconnect_resnext101_64x4d.untrained': _CFG,
-        'test_maskconnect_resnet.untrained': _CIFAR_CFG,
-        'test_maskconnect_resnext.untrained': _CIFAR_CFG,
+        **{f'maskconnect_resnet{depth}.untrained': CIFAR_CFG for depth in (38, 74, 110)},
+        'test_maskconnect_resnet.untrained': CIFAR_CFG,
     }
 )
 
 
-def _create(cls: type, variant: str, pretrained: bool, defaults: dict, overrides: dict):
-    kwargs = {'num_classes': default_cfgs[variant].default.num_classes, **defaults, **overrides}
-    chooses = overrides.get('masks', 'learned') in ('learned', 'random')
-    if overrides.get('connectivity') is not None or not chooses:
-        kwargs['fan_in'] = overrides.get('fan_in')  # the network's K is for masks that choose
-    widths = kwargs.get('widths', _CIFAR_WIDTHS)
-    levels = range(len(widths)) if isinstance(widths, (list, tuple)) else (0,)
-    if cls is MaskConnectResNet:
-        levels = _levels_left(kwargs, levels)
-    elif kwargs.get('feature_cls', 'getter') != 'getter':
-        raise ValueError(
-            f"features of {variant} come from feature_cls='getter', not "
-            f'{kwargs["feature_cls"]!r}: no module returns what lies between two blocks'
-        )
+def _create(variant: str, pretrained: bool, defaults: dict, overrides: dict) -> MaskConnectResNet:
+    kwargs = {
+        'num_classes': default_cfgs[variant].default.num_classes,
+        **defaults, **overrides, **fan_in_left(overrides),
+    }  # fmt: skip
     return build_model_with_cfg(
-        cls,
+        MaskConnectResNet,
         variant,
         pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn if cls is MaskConnectResNeXt else None,
-        feature_cfg=dict(feature_cls='getter', out_indices=tuple(range(len(levels)))),
+        feature_cfg=dict(feature_cls='getter', out_indices=tuple(range(_levels_left(kwargs)))),
         **kwargs,
     )
 
 
-def _levels_left(kwargs: dict, levels: Sequence[int]) -> Sequence[int]:
+def _levels_left(kwargs: dict) -> int:
     """Stages that have blocks; pruning may leave one none."""
+    widths = kwargs.get('widths', _WIDTHS)
+    levels = len(widths) if isinstance(widths, (list, tuple)) else 1
     try:
-        ids = _ids(kwargs['node_ids'], 1 + kwargs['num_blocks'] * len(levels))
-        return sorted({max(i - 1, 0) // kwargs['num_blocks'] for i in ids})
+        ids = kept_ids(kwargs['node_ids'], 1 + kwargs['num_blocks'] * levels)
+        return len({max(i - 1, 0) // kwargs['num_blocks'] for i in ids})
     except (KeyError, TypeError, ValueError, ZeroDivisionError):  # all, or the constructor refuses
         return levels
 
 
 def _resnet(variant: str, pretrained: bool, depth: int, fan_in: int, kwargs: dict):
     defaults = dict(num_blocks=(depth - 2) // 6, fan_in=fan_in)
-    return _create(MaskConnectResNet, variant, pretrained, defaults, kwargs)
-
-
-def _resnext(variant: str, pretrained: bool, defaults: dict, kwargs: dict):
-    return _create(MaskConnectResNeXt, variant, pretrained, defaults, kwargs)
-
-
-def _imagenet(depths: tuple[int, ...], cardinality: int) -> dict:
-    """{50,4,32} and so on, with the half of the branches that Table 3 has."""
-    return dict(
-        depths=depths, cardinality=cardinality, base_width=4, widths=(256, 512, 1024, 2048),
-        imagenet_stem=True, branch_norm=False, fan_in=cardinality // 2,
-    )  # fmt: skip
+    return _create(variant, pretrained, defaults, kwargs)
 
 
 @register_model
@@ -567,50 +228,7 @@ def maskconnect_resnet110(pretrained: bool = False, **kwargs) -> MaskConnectResN
 
 
 @register_model
-def maskconnect_resnext29_8x8d(pretrained: bool = False, **kwargs) -> MaskConnectResNeXt:
-    """{29,8,8}, K = 4 (Table 2: 75.89% top-1, CIFAR-100; K = 1 73.91%, full 73.52%)."""
-    return _resnext('maskconnect_resnext29_8x8d', pretrained, dict(fan_in=4), kwargs)
-
-
-@register_model
-def maskconnect_resnext29_8x64d(pretrained: bool = False, **kwargs) -> MaskConnectResNeXt:
-    """{29,64,8}, K = 4 (Table 2: 84.05%; K = 1 82.31%, full 82.23%)."""
-    defaults = dict(base_width=64, widths=(256, 512, 1024), fan_in=4)
-    return _resnext('maskconnect_resnext29_8x64d', pretrained, defaults, kwargs)
-
-
-@register_model
-def maskconnect_resnext50_32x4d(pretrained: bool = False, **kwargs) -> MaskConnectResNeXt:
-    """{50,4,32}, K = 16 (Table 3: 79.1% top-1, ImageNet; full 77.8%)."""
-    defaults = _imagenet((3, 4, 6, 3), 32)
-    return _resnext('maskconnect_resnext50_32x4d', pretrained, defaults, kwargs)
-
-
-@register_model
-def maskconnect_resnext101_32x4d(pretrained: bool = False, **kwargs) -> MaskConnectResNeXt:
-    """{101,4,32}, K = 16 (Table 3: 79.5%; full 78.8%)."""
-    defaults = _imagenet((3, 4, 23, 3), 32)
-    return _resnext('maskconnect_resnext101_32x4d', pretrained, defaults, kwargs)
-
-
-@register_model
-def maskconnect_resnext101_64x4d(pretrained: bool = False, **kwargs) -> MaskConnectResNeXt:
-    """{101,4,64}, K = 32 (Table 3: 79.8%; full 79.6%)."""
-    defaults = _imagenet((3, 4, 23, 3), 64)
-    return _resnext('maskconnect_resnext101_64x4d', pretrained, defaults, kwargs)
-
-
-@register_model
 def test_maskconnect_resnet(pretrained: bool = False, **kwargs) -> MaskConnectResNet:
     """Minimal network for tests: 2 blocks per stage, K = 2."""
     defaults = dict(num_blocks=2, widths=(8, 16, 24), fan_in=2)
-    return _create(MaskConnectResNet, 'test_maskconnect_resnet', pretrained, defaults, kwargs)
-
-
-@register_model
-def test_maskconnect_resnext(pretrained: bool = False, **kwargs) -> MaskConnectResNeXt:
-    """Minimal network for tests: 2 blocks of 4 branches per stage, K = 2."""
-    defaults = dict(
-        depths=(2, 2, 2), cardinality=4, base_width=4, widths=(16, 24, 32), stem_width=8, fan_in=2
-    )  # fmt: skip
-    return _create(MaskConnectResNeXt, 'test_maskconnect_resnext', pretrained, defaults, kwargs)
+    return _create('test_maskconnect_resnet', pretrained, defaults, kwargs)

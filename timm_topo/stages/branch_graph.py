@@ -35,7 +35,8 @@ class BranchGraph(GraphStage):
     """A graph whose nodes are the branches of blocks, each reading branches of the block before.
 
     A block's branches run at once, as grouped convolutions, and what the branches of the next one
-    read is one product with the matrix of edge weights per block, not a sum per node. The last
+    read is a product with the matrix of edge weights per block (one over branches, one over their
+    shortcuts), not a sum per node. The last
     node reads the branches of the last block.
 
     Activation checkpointing is per block. Surgery copies the blocks.
