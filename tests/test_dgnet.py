@@ -304,7 +304,7 @@ def test_pruning_a_routed_network_equals_masking_it(tmp_path, by):
 
 
 @pytest.mark.parametrize('tau', [0.0, 0.05])
-def test_a_node_without_in_edges_goes_exactly_where_thresholds_skip_it(tau):
+def test_a_node_without_in_edges_is_folded_where_no_threshold_skips_it(tau):
     torch.manual_seed(2)
     model = varied(tiny())
     set_tau(model, tau)
@@ -313,6 +313,10 @@ def test_a_node_without_in_edges_goes_exactly_where_thresholds_skip_it(tau):
         wiring = model.get_submodule(stage).wiring
         edges[[e for e, (_, target) in enumerate(wiring.edges) if target == 2]] = False
     _, report = prune(model, keep=keep, probe=IMAGES)
+    assert report.exact
+    assert report.difference < 1e-5 * report.scale
+    assert any(stage.folded for stage in report.stages) == (tau == 0)
+    _, report = prune(model, keep=keep, probe=IMAGES, fold=False)
     assert report.exact == (tau > 0)
     assert (report.difference < 1e-5 * report.scale) == (tau > 0)
 

@@ -27,6 +27,7 @@ from timm_topo.analysis.prune import (
 from timm_topo.connectivity import undecayed_parameters
 from timm_topo.generators import complete, sequential
 from timm_topo.sparsity import sparsity_loss
+from timm_topo.stages import Offset, shrink
 from timm_topo.wiring import Wiring
 
 SQUASH = {'alpha': lambda a: a, 'fixed': lambda a: a, 'tanh': torch.tanh, 'sigmoid': torch.sigmoid}
@@ -164,9 +165,9 @@ def masked_networks(draw):
 
 @FEW
 @given(masked_networks())
-def test_pruned_network_equals_the_masked_one_unless_a_node_starves(case):
+def test_pruned_network_equals_the_masked_one(case):
+    """Also where nodes starve, one behind the other: constants stand for what they emitted."""
     model, rules, keep = case
-    assume(not starves(model, keep))
     pruned, report = prune(model, keep=keep, probe=images())
     expected = dense_evaluation(model, rules, keep, images())
     scale = expected.abs().max().item()
@@ -179,9 +180,9 @@ def test_pruned_network_equals_the_masked_one_unless_a_node_starves(case):
 @FEW
 @given(masked_networks())
 def test_pruned_network_equals_the_one_masked_without_its_dead_nodes(case):
-    """Also where a node starves: pruning takes what it emitted away, and nothing else."""
+    """Not folded, pruning takes away what starved nodes emitted, and nothing else."""
     model, rules, keep = case
-    pruned, _ = prune(model, keep=keep, probe=images())
+    pruned, _ = prune(model, keep=keep, probe=images(), fold=False)
     expected = dense_evaluation(model, rules, without_dead(model, keep), images())
     atol = 1e-5 * expected.abs().max().item()
     torch.testing.assert_close(pruned(images()), expected, rtol=0, atol=atol)
@@ -192,7 +193,7 @@ def test_pruned_network_equals_the_one_masked_without_its_dead_nodes(case):
 def test_reported_difference_is_that_of_two_dense_evaluations(case):
     model, rules, keep = case
     model, probe = model.double(), images().double()
-    _, report = prune(model, keep=keep, probe=probe)
+    _, report = prune(model, keep=keep, probe=probe, fold=False)
     masked = dense_evaluation(model, rules, keep, probe)
     expected = (masked - dense_evaluation(model, rules, without_dead(model, keep), probe)).abs()
     assert report.difference == pytest.approx(expected.max().item(), abs=1e-6 * report.scale)
@@ -211,6 +212,9 @@ def test_removed_and_starved_nodes_are_those_networkx_finds(case):
         assert cut.nodes == (before.wiring.num_nodes, after.wiring.num_nodes)
         assert cut.edges == (before.wiring.num_edges, after.wiring.num_edges)
         assert cut.nodes[0] - cut.nodes[1] == len(removed)
+        assert cut.folded is bool(starved)
+    assert report.exact
+    _, report = prune(model, keep=keep, probe=images(1), fold=False)
     assert report.exact is not starves(model, keep)
 
 
@@ -254,7 +258,7 @@ def test_pruning_twice_is_pruning_once_with_both_masks(first, second, seed, data
     end = {f'stages.{i}': data.draw(masks(s.wiring)) for i, s in enumerate(model.stages)}
     begin = {name: mask | data.draw(masks(graph_stages(model)[name].wiring))
              for name, mask in end.items()}  # fmt: skip
-    half, _ = prune(model, keep=begin, probe=images(1))
+    half, _ = prune(model, keep=begin, probe=images())
     rest = {}
     for name, stage in graph_stages(model).items():  # what ``end`` says of the edges still there
         kept = [
@@ -263,10 +267,13 @@ def test_pruning_twice_is_pruning_once_with_both_masks(first, second, seed, data
         index = {edge: e for e, edge in enumerate(stage.wiring.edges)}
         left = graph_stages(half)[name].wiring.edges
         rest[name] = torch.tensor([bool(end[name][index[kept[s], kept[t]]]) for s, t in left])
-    twice, _ = prune(half, keep=rest, probe=images(1))
-    once, _ = prune(model, keep=end, probe=images(1))
+    twice, _ = prune(half, keep=rest, probe=images())
+    once, report = prune(model, keep=end, probe=images())
     assert [s.wiring for s in twice.stages] == [s.wiring for s in once.stages]
-    assert same_state(twice, once)
+    own = [name for name in once.state_dict() if 'offset' not in name]
+    assert all(torch.equal(twice.state_dict()[name], once.state_dict()[name]) for name in own)
+    atol = 1e-5 * report.scale
+    torch.testing.assert_close(twice(images()), once(images()), rtol=0, atol=atol)
 
 
 # -- nodes that starve ----------------------------------------------------------------------------
@@ -283,7 +290,7 @@ def starved_case() -> tuple[nn.Module, dict[str, Tensor]]:
 
 def test_a_starved_node_makes_a_difference_that_is_reported():
     model, keep = starved_case()
-    _, report = prune(model, keep=keep, probe=images())
+    _, report = prune(model, keep=keep, probe=images(), fold=False)
     assert not report.exact
     assert report.stages[0].removed == report.stages[0].starved == (1,)
     assert report.stages[1].starved == ()
@@ -297,8 +304,79 @@ def test_a_starved_node_that_emits_zero_makes_no_difference():
     norm = model.stages[0].nodes[0].bn
     nn.init.zeros_(norm.running_mean)
     nn.init.zeros_(norm.bias)
-    _, report = prune(model, keep=keep, probe=images())
+    _, report = prune(model, keep=keep, probe=images(), fold=False)
     assert report.difference <= 1e-5 * report.scale
+
+
+def test_a_starved_node_is_folded_into_its_readers():
+    """Of zeros, convolutions make zeros and the norm a constant; 2 and 3 read it times 0.8."""
+    model, keep = starved_case()
+    pruned, report = prune(model, keep=keep, probe=images())
+    assert report.exact
+    assert report.stages[0].starved == (1,)
+    assert (report.stages[0].folded, report.stages[1].folded) == (True, False)
+    assert 'of which starved [1], folded' in str(report)
+    assert 'exact: constants stand for what starved nodes emitted' in str(report)
+    norm = model.stages[0].nodes[0].bn
+    shift = norm.bias - norm.weight * norm.running_mean / (norm.running_var + norm.eps).sqrt()
+    expected = 0.8 * shift.detach()[:, None, None]
+    offsets = {n: v for n, v in pruned.state_dict().items() if 'offset' in n}
+    assert offsets.keys() == {'stages.0.offsets.0.value', 'stages.0.output_offset.value'}
+    for value in offsets.values():
+        torch.testing.assert_close(value, expected)
+    for size in (7, 8, 33):
+        x = torch.randn(2, 3, size, size)
+        with mask_edges(model, keep), torch.no_grad():
+            masked = model(x)
+        torch.testing.assert_close(pruned(x), masked, rtol=0, atol=1e-5 * report.scale)
+
+
+@pytest.mark.parametrize('size', [(16, 16), (24, 40), (10, 12), (64, 11)])
+def test_constants_with_borders_are_exact_at_other_sizes(size):
+    """Node 2 reads the constant of node 1 alone: zero padding gives its map a border."""
+    model = network((complete(5), complete(3)))
+    with torch.no_grad():
+        model.stages[0].connectivity.alpha.fill_(0.8)
+        model.stages[0].nodes[0].bn.bias.fill_(3.0)
+    keep = keep_all_but(model, stage0=[(0, 1), (0, 2)])
+    pruned, report = prune(model, keep=keep, probe=torch.randn(2, 3, 32, 32))
+    assert report.stages[0].starved == (1, 2)
+    assert report.exact
+    shapes = {v.shape for n, v in pruned.state_dict().items() if 'offset' in n}
+    assert shapes == {(4, 3, 3)}
+    x = torch.randn(2, 3, *size)
+    with mask_edges(model, keep), torch.no_grad():
+        masked = model(x)
+    torch.testing.assert_close(pruned(x), masked, rtol=0, atol=1e-5 * report.scale)
+
+
+@settings(max_examples=50)
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(0, 99))
+def test_an_offset_stands_for_a_map_of_any_size_with_its_borders(border, inner, seed):
+    """The reference: a map with ``border`` rows and columns of its own on each side, built anew."""
+    draw = torch.Generator().manual_seed(seed)
+    rows = torch.randn(2 * border + 1, generator=draw)
+    columns = torch.randn(2 * border + 1, generator=draw)
+
+    def build(height: int, width: int) -> Tensor:
+        def line(values: Tensor, size: int) -> Tensor:
+            middle = [values[border]] * (size - 2 * border)
+            return torch.stack([*values[:border], *middle, *values[border + 1 :]])
+
+        return torch.outer(line(rows, height), line(columns, width))[None]
+
+    value = shrink(build(2 * border + inner, 2 * border + inner + 1))
+    assert value.shape == (1, 2 * border + 1, 2 * border + 1)
+    for height, width in ((2 * border + 1, 2 * border + 5), (3 * border + 2, 2 * border + 1)):
+        x = torch.randn(2, 1, height, width)
+        torch.testing.assert_close(Offset(value)(x), x + build(height, width))
+
+
+def test_a_map_without_an_inside_is_kept_as_it_is():
+    value = torch.arange(24.0).view(1, 4, 6)
+    assert torch.equal(shrink(value), value)
+    x = torch.zeros(1, 1, 4, 6)
+    assert torch.equal(Offset(value)(x)[0], value)
 
 
 def test_a_node_that_nobody_reads_goes_without_difference():
@@ -435,7 +513,7 @@ def test_threshold_prunes_every_rule(rule):
     keep = {name: w.abs() > threshold for name, w in edge_weights(model).items()}
     pruned, report = prune(model, threshold=threshold, probe=images())
     assert 0 < report.edges[1] < report.edges[0]
-    expected = dense_evaluation(model, [rule] * 2, without_dead(model, keep), images())
+    expected = dense_evaluation(model, [rule] * 2, keep, images())
     torch.testing.assert_close(pruned(images()), expected, rtol=0, atol=1e-5 * report.scale)
     assert [type(s.connectivity) for s in pruned.stages] == (
         [type(s.connectivity) for s in model.stages]
@@ -553,9 +631,11 @@ def train_step(model: nn.Module) -> float:
 
 
 def pruned_network(rules='alpha') -> nn.Module:
-    """Without node 2 of the first stage, which nobody reads any more, and a few edges more."""
+    """Without node 2 of the first stage, which nobody reads any more, node 1 of the second, which
+    nobody feeds, and a few edges more.
+    """
     model = network((complete(6), complete(5)), rules, seed=2)
-    gone = {'stage0': [(0, 4), (2, 3), (2, 4), (2, 5)], 'stage1': [(0, 4), (1, 3)]}
+    gone = {'stage0': [(0, 4), (2, 3), (2, 4), (2, 5)], 'stage1': [(0, 4), (0, 1)]}
     return prune(model, keep=keep_all_but(model, **gone), probe=images())[0]
 
 

@@ -2,11 +2,13 @@
 
 The papers say that a node without in-edges or without out-edges may safely go. Only the second is
 exact: a node that nobody feeds still emits what its normalisation makes of zeros, the same map for
-every image, so removing it changes whoever reads it. Such nodes are called starved here; pruning
-removes them as the papers do and reports the difference that it measured.
+every image, so removing it changes whoever reads it. Such nodes are called starved here. What they
+emit is folded: added as a constant to the weighted sums of their readers. Where that cannot be
+done, the report says so, and by how much outputs differ.
 """
 
 import copy
+import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,11 +19,19 @@ from torch import Tensor, nn
 
 from ..connectivity import Connectivity
 from ..connectivity.fixed import FixedConnectivity
-from ..stages import GraphStage, adjacency, evaluation_mode, graph_stages
+from ..stages import (
+    GraphStage,
+    adjacency,
+    evaluation_mode,
+    graph_stages,
+    record_runs,
+    shrink,
+)
 from ..wiring import Wiring
 from .cost import fvcore_nn, input_size_of
 
 __all__ = [
+    'ORDERS',
     'DisconnectedError',
     'PruneReport',
     'StageCut',
@@ -34,6 +44,10 @@ __all__ = [
     'relative_weights',
     'retrainable',
 ]
+
+
+#: Which edges may go first.
+ORDERS = ('weakest', 'strongest', 'random')
 
 
 class DisconnectedError(ValueError):
@@ -49,7 +63,8 @@ class StageCut:
         edges: Edges before and after.
         nodes: Nodes before and after.
         removed: Ids of the removed nodes.
-        starved: Those of them that nobody fed but somebody still read: not exact to remove.
+        starved: Those of them that nobody fed but somebody still read.
+        folded: Whether constants stand for them now; without, it is not exact to remove them.
     """
 
     name: str
@@ -57,6 +72,7 @@ class StageCut:
     nodes: tuple[int, int]
     removed: tuple[int, ...]
     starved: tuple[int, ...]
+    folded: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,8 +97,8 @@ class PruneReport:
 
     @property
     def exact(self) -> bool:
-        """Whether every removed part was dead: then ``difference`` is rounding."""
-        return not any(stage.starved for stage in self.stages)
+        """Whether what went was dead, or constant and folded: ``difference`` is rounding then."""
+        return not any(stage.starved and not stage.folded for stage in self.stages)
 
     @property
     def edges(self) -> tuple[int, int]:
@@ -103,13 +119,14 @@ class PruneReport:
             f'  {stage.name}: edges {stage.edges[0]} -> {stage.edges[1]}, '
             f'nodes {stage.nodes[0]} -> {stage.nodes[1]}, removed {list(stage.removed)}'
             + (f', of which starved {list(stage.starved)}' if stage.starved else '')
+            + (', folded' if stage.folded else '')
             for stage in self.stages
         ]
-        verdict = (
-            'exact: only dead parts went'
-            if self.exact
-            else 'not exact: starved nodes emitted what their normalisation makes of zeros'
-        )
+        verdict = 'exact: only dead parts went'
+        if not self.exact:
+            verdict = 'not exact: starved nodes emitted what their normalisation makes of zeros'
+        elif any(stage.folded for stage in self.stages):
+            verdict = 'exact: constants stand for what starved nodes emitted'
         rows.append(
             f'output differs from the masked original by at most {self.difference:.3g} '
             f'(outputs up to {self.scale:.3g}; {verdict})'
@@ -165,24 +182,35 @@ def edge_mask(
     fraction: float | None = None,
     relative: bool = False,
     images: Tensor | None = None,
+    order: str = 'weakest',
+    seed: int = 0,
 ) -> dict[str, Tensor]:
     """Which edges stay, as booleans ``(E,)`` by stage name.
+
+    For one order and seed, what a fraction removes a larger one removes too.
 
     Args:
         model: A model with graph stages.
         threshold: Edges with ``|weight| <= threshold`` go; 0 removes exact zeros.
-        fraction: Instead, this share of all edges goes, the weakest first (rounded to the nearest
-            number of edges; of equal weights the earlier goes first).
+        fraction: Instead, this share of all edges goes (rounded to the nearest number of edges; of
+            equal weights the earlier goes first).
         relative: Whether to judge edges by :func:`relative_weights`. A node's strongest in-edge
             counts 1 then and goes last, so that stages are hardly ever cut in two.
         images: See :func:`edge_weights`.
+        order: Which edges a fraction takes first: ``'weakest'``, ``'strongest'`` or ``'random'``.
+        seed: Of random order.
 
     Raises:
         ValueError: Not exactly one of the two, a threshold that is negative or not finite, a
-            fraction outside [0, 1), or weights that depend on the image without images.
+            fraction outside [0, 1), an unknown order, one with a threshold, or weights that depend
+            on the image without images.
     """
     if (threshold is None) == (fraction is None):
         raise ValueError(f'give threshold or fraction, got {threshold=} and {fraction=}')
+    if order not in ORDERS:
+        raise ValueError(f'unknown order {order!r}; known: {", ".join(ORDERS)}')
+    if threshold is not None and order != 'weakest':
+        raise ValueError(f'a threshold takes the weakest edges, not the order {order!r}')
     magnitudes = _magnitudes(model, relative, images)
     if threshold is not None:
         if not (math.isfinite(threshold) and threshold >= 0):
@@ -191,8 +219,13 @@ def edge_mask(
     if not 0 <= fraction < 1:
         raise ValueError(f'fraction must be in [0, 1), got {fraction}')
     flat = torch.cat(list(magnitudes.values()))
+    first = flat.argsort(stable=True)
+    if order == 'strongest':
+        first = first.flip(0)
+    elif order == 'random':
+        first = torch.randperm(len(flat), generator=torch.Generator().manual_seed(seed))
     keep = torch.ones_like(flat, dtype=torch.bool)
-    keep[flat.argsort(stable=True)[: round(fraction * len(flat))]] = False
+    keep[first[: round(fraction * len(flat))]] = False
     return dict(zip(magnitudes, keep.split([len(m) for m in magnitudes.values()])))
 
 
@@ -250,8 +283,14 @@ def prune(
     probe: Tensor | None = None,
     relative: bool = False,
     images: Tensor | None = None,
+    fold: bool = True,
 ) -> tuple[nn.Module, PruneReport]:
     """A smaller copy of ``model`` without its weak edges and the nodes that die with them.
+
+    In evaluation the copy computes what ``model`` computes with these edges masked. Constants that
+    stand for starved nodes are those at the size of the probe; at other sizes they are exact where
+    maps are larger than twice the border that zero padding makes. They cannot be folded for
+    branches of ResNeXt blocks, and where the thresholds of routers decide which nodes run.
 
     Args:
         model: A model with graph stages; left as it is.
@@ -262,6 +301,8 @@ def prune(
             Gaussian noise in the model's input size.
         relative: See :func:`edge_mask`.
         images: See :func:`edge_weights`; not needed with ``keep``.
+        fold: Whether constants take the place of starved nodes; without, these just go, as in the
+            papers.
 
     Returns:
         The pruned copy and the report.
@@ -291,6 +332,8 @@ def prune(
         cuts.append(_describe(name, stage, keep[name], cut))
         parent, _, leaf = name.rpartition('.')
         setattr(smaller.get_submodule(parent), leaf, cut)
+    if fold and any(cut.starved for cut in cuts):
+        cuts = _fold(model, smaller, keep, cuts, probe)
     with mask_edges(model, keep):
         masked = _probe_output(model, probe)
     report = PruneReport(
@@ -342,6 +385,58 @@ def _describe(name: str, stage: GraphStage, keep: Tensor, cut: GraphStage) -> St
     )
 
 
+@torch.no_grad()
+def _fold(
+    model: nn.Module,
+    smaller: nn.Module,
+    keep: dict[str, Tensor],
+    cuts: list[StageCut],
+    probe: Tensor | None,
+) -> list[StageCut]:
+    """Give the stages of ``smaller`` the constants of starved nodes; the cuts with the outcome."""
+    starved = {cut.name: cut.starved for cut in cuts}
+    names = {stage: name for name, stage in graph_stages(model).items()}
+
+    def take(stage: GraphStage, maps: list[Tensor], rows: list[Tensor]) -> dict[int, Tensor]:
+        return _constants(stage, starved[names[stage]], maps, rows)
+
+    with mask_edges(model, keep), record_runs(model, take) as constants:
+        size = input_size_of(model) if probe is None else probe.shape[1:]
+        _probe_output(model, _noise(size))
+    folded = []
+    for cut in cuts:
+        values = constants[cut.name]
+        is_folded = bool(cut.starved) and all(value is not None for value in values.values())
+        folded.append(dataclasses.replace(cut, folded=is_folded))
+        if is_folded:
+            kept = [node for node in range(cut.nodes[0]) if node not in cut.removed]
+            stage = graph_stages(smaller)[cut.name]
+            for node in values.keys() & set(kept):
+                stage.add_offset(kept.index(node), values[node])
+    return folded
+
+
+def _constants(
+    stage: GraphStage, starved: Sequence[int], maps: list[Tensor], rows: list[Tensor]
+) -> dict[int, Tensor | None]:
+    """By reader, what starved nodes add to its sum, ``(C, h, w)``; None if no constant does."""
+    thresholds = stage.connectivity.thresholds() if stage.needs_context else None
+    foldable = stage.takes_offsets and (thresholds is None or not thresholds.any())
+    constants = {}
+    for reader, slots in enumerate(stage.slots):
+        read = [k for k, source in enumerate(stage.preds[reader]) if source in starved]
+        if not read:
+            continue
+        constants[reader] = None
+        if foldable:
+            weights = rows[reader - 1].detach().expand(len(maps[-1]), -1)
+            parts = [maps[slots[k]] * weights[:, k, None, None, None] for k in read]
+            first, second = torch.stack(parts).sum(0)[:2]
+            if (first - second).abs().max() <= 1e-5 * first.abs().max():
+                constants[reader] = shrink(first)
+    return constants
+
+
 def _skips(stage: GraphStage, node: int) -> bool:
     """Whether a node without weight on its in-edges is not computed anyway."""
     thresholds = stage.connectivity.thresholds() if stage.needs_context else None
@@ -353,10 +448,13 @@ def _skips(stage: GraphStage, node: int) -> bool:
 def _probe_output(model: nn.Module, probe: Tensor | None) -> Tensor:
     reference = next(model.parameters())
     if probe is None:
-        noise = torch.Generator().manual_seed(0)
-        probe = torch.randn(2, *input_size_of(model), generator=noise)
+        probe = _noise(input_size_of(model))
     with evaluation_mode(model):
         return model(probe.to(reference)).float()
+
+
+def _noise(size: Sequence[int]) -> Tensor:
+    return torch.randn(2, *size, generator=torch.Generator().manual_seed(0))
 
 
 def recalibrate(model: nn.Module, batches: Sequence[Tensor]) -> nn.Module:
@@ -421,6 +519,8 @@ def retrainable(model: nn.Module, alpha: str = 'reset', images: Tensor | None = 
         freeze_edge_weights(fresh, images)
     learned = {n: copy.deepcopy(s.connectivity) for n, s in graph_stages(fresh).items()}
     fresh.init_weights()
+    for stage in graph_stages(fresh).values():
+        stage.clear_offsets()  # they stood for weights that are no more
     if alpha != 'reset':
         for name, stage in graph_stages(fresh).items():
             stage.connectivity = learned[name]

@@ -2,14 +2,16 @@
 
 from .aggregate import aggregate, aggregate_reference
 from .branch_graph import BranchGraph, layered
-from .buffer import adjacency, evaluation_mode, record_adjacency
+from .buffer import adjacency, evaluation_mode, record_adjacency, record_runs
 from .cross_stage import CrossStageGraph, jumps
 from .graph_stage import GraphStage, graph_stages
+from .offset import Offset, shrink
 
 __all__ = [
     'BranchGraph',
     'CrossStageGraph',
     'GraphStage',
+    'Offset',
     'adjacency',
     'aggregate',
     'aggregate_reference',
@@ -18,4 +20,6 @@ __all__ = [
     'jumps',
     'layered',
     'record_adjacency',
+    'record_runs',
+    'shrink',
 ]

@@ -61,6 +61,7 @@ class BranchGraph(GraphStage):
     slots: List[List[int]]
     block_levels: List[int]
     row_spans: List[List[int]]
+    takes_offsets = False
 
     def __init__(
         self,

@@ -1,7 +1,8 @@
 """The adjacency of a batch: what every node of every stage reads, per image (DG-Net, 3.4)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,9 @@ from torch import Tensor, nn
 from ..wiring import Wiring
 from .graph_stage import GraphStage, graph_stages
 
-__all__ = ['adjacency', 'evaluation_mode', 'record_adjacency']
+__all__ = ['adjacency', 'evaluation_mode', 'record_adjacency', 'record_runs']
+
+Maps = list[Tensor]
 
 
 @torch.no_grad()
@@ -49,12 +52,36 @@ def record_adjacency(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     Raises:
         ValueError: The model has no graph stage.
     """
+
+    def matrices(stage: GraphStage, maps: Maps, rows: list[Tensor]) -> Tensor:
+        return _matrices(stage.wiring, rows, len(maps[-1]))
+
+    with record_runs(model, matrices) as buffers:
+        yield buffers
+
+
+@contextmanager
+def record_runs(
+    model: nn.Module, take: Callable[[GraphStage, Maps, list[Tensor]], Any]
+) -> Iterator[dict[str, Any]]:
+    """Keep something of how every graph stage ran in the latest forward pass.
+
+    Args:
+        model: A model with graph stages, not compiled.
+        take: What to keep, from the stage and the two lists that :meth:`GraphStage.run` returns.
+
+    Yields:
+        A dict, filled by every forward pass, by stage name.
+
+    Raises:
+        ValueError: The model has no graph stage.
+    """
     buffers = {}
     stages = graph_stages(model)
     before = {name: vars(stage).get('run') for name, stage in stages.items()}
     try:
         for name, stage in stages.items():
-            stage.run = _recording(stage, name, buffers)  # around a recorder outside, if any
+            stage.run = _recording(stage, name, buffers, take)  # around a recorder outside, if any
         yield buffers
     finally:
         for name, stage in stages.items():
@@ -74,12 +101,12 @@ def evaluation_mode(model: nn.Module) -> Iterator[nn.Module]:
             module.training = training
 
 
-def _recording(stage: GraphStage, name: str, buffers: dict):
+def _recording(stage: GraphStage, name: str, buffers: dict, take: Callable):
     inner = stage.run
 
     def run(x: Tensor, *args):
         maps, rows = inner(x, *args)
-        buffers[name] = _matrices(stage.wiring, rows, len(x))
+        buffers[name] = take(stage, maps, rows)
         return maps, rows
 
     return run

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from ..connectivity import Connectivity
 from ..wiring import Wiring
 from .aggregate import aggregate
+from .offset import Offset, merge
 
 __all__ = ['GraphStage', 'graph_stages']
 
@@ -48,6 +49,10 @@ class GraphStage(nn.Module):
         levels: Level of each node among the resolutions of the graph: here there is one, 0.
         level_sizes: Nodes per level before pruning.
         by_node: Whether activation checkpointing is per node: here of the stage as a whole.
+        offsets: What is added to the weighted sum of each computing node: nothing, or constants
+            that :meth:`set_offset` was given.
+        output_offset: Likewise of the stage output.
+        takes_offsets: Whether it can be given any.
 
     Raises:
         ValueError: Dead nodes in the wiring, or a number of nodes, edges or ids that does not fit.
@@ -55,6 +60,7 @@ class GraphStage(nn.Module):
 
     preds: List[List[int]]
     slots: List[List[int]]
+    takes_offsets = True
 
     def __init__(
         self,
@@ -92,6 +98,7 @@ class GraphStage(nn.Module):
         self.entry = nn.Identity() if unread else entry
         self.nodes = nn.ModuleList(nodes)
         self.connectivity = connectivity
+        self.clear_offsets()
 
     def forward(self, x: Tensor) -> Tensor:
         """Stage input ``(B, C_in, H_in, W_in)`` -> stage output ``(B, C, H, W)``."""
@@ -142,6 +149,10 @@ class GraphStage(nn.Module):
         rule = self.connectivity.select(wiring, [index[kept[s], kept[t]] for s, t in wiring.edges])
         stage = self._with(wiring, rule, kept)
         stage.grad_checkpointing = self.grad_checkpointing
+        for node, old in enumerate(kept[1:], start=1):
+            offset = self._offset(old)
+            if isinstance(offset, Offset):
+                stage.set_offset(node, offset.value.clone())
         return stage.train(self.training)
 
     @torch.jit.unused
@@ -155,6 +166,50 @@ class GraphStage(nn.Module):
             raw_entry=self.raw_entry and kept[1] == 1,
             node_ids=[self.node_ids[node] for node in kept],
         )
+
+    @torch.jit.unused
+    def add_offset(self, node: int, value: Tensor) -> None:
+        """Add a constant to the weighted sum of ``node`` from now on, with those it has.
+
+        Args:
+            node: From 1 on.
+            value: ``(C, h, w)``, see :class:`Offset`.
+        """
+        offset = self._offset(node)
+        if isinstance(offset, Offset):
+            value = merge(offset.value, value)
+        self.set_offset(node, value)
+
+    @torch.jit.unused
+    def set_offset(self, node: int, value: Tensor) -> None:
+        """Likewise, in place of those it has."""
+        if node < self.wiring.num_nodes - 1:
+            self.offsets[node - 1] = Offset(value).train(self.training)
+        else:
+            self.output_offset = Offset(value).train(self.training)
+
+    @torch.jit.unused
+    def clear_offsets(self) -> None:
+        """Add nothing to weighted sums."""
+        count = self.wiring.num_nodes - 2 if self.takes_offsets else 0
+        self.offsets = nn.ModuleList(nn.Identity() for _ in range(count)).train(self.training)
+        self.output_offset = nn.Identity().train(self.training)
+
+    @torch.jit.unused
+    def _offset(self, node: int) -> nn.Module:
+        if not self.takes_offsets or node == self.wiring.num_nodes - 1:
+            return self.output_offset
+        return self.offsets[node - 1]
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        """Make place for the constants that a state has: they are part of no description."""
+        place = next(self.parameters(), torch.empty(0))
+        names = {f'{prefix}output_offset.value': self.wiring.num_nodes - 1}
+        names |= {f'{prefix}offsets.{i}.value': i + 1 for i in range(len(self.offsets))}
+        for name in names.keys() & state_dict.keys() if self.takes_offsets else ():
+            value = torch.empty_like(state_dict[name], device=place.device)
+            self.set_offset(names[name], value)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def run(self, x: Tensor) -> Tuple[List[Tensor], List[Tensor]]:
         """The equation; activation checkpointing of the stage as a whole is around it.
@@ -178,18 +233,18 @@ class GraphStage(nn.Module):
         computed = [x_0.new_ones(x_0.shape[:1], dtype=torch.bool)]
         is_open = computed[0]
         rows: List[Tensor] = []
-        for i, node in enumerate(self.nodes):
+        for i, (node, offset) in enumerate(zip(self.nodes, self.offsets)):
             rows.append(self.weigh(i + 1, pooled))
             if thresholds is not None:
                 rows[-1], is_open = self.close(i + 1, rows[-1], thresholds, computed)
                 computed.append(is_open.any(1))
             inputs = self.inputs(i + 1, x, maps)
             if skipping and not torch.jit.is_scripting():
-                x_j = _run_where(node, inputs, rows[-1], is_open, x_0)
+                x_j = _run_where(node, offset, inputs, rows[-1], is_open, x_0)
             elif self.by_node and not torch.jit.is_scripting():
-                x_j = self.compute(node, inputs, rows[-1])
+                x_j = self.compute(node, offset, inputs, rows[-1])
             else:
-                x_j = node(aggregate(inputs, rows[-1]))
+                x_j = node(offset(aggregate(inputs, rows[-1])))
             maps = self.offer(i + 1, x_j, maps)
             pooled = self.pool(x_j, pooled)
         last = len(self.nodes) + 1
@@ -198,17 +253,19 @@ class GraphStage(nn.Module):
             rows[-1], is_open = self.close(last, rows[-1], thresholds, computed)
         inputs = self.inputs(last, x, maps)
         if skipping and not torch.jit.is_scripting():
-            maps.append(_run_where(None, inputs, rows[-1], is_open, x_0))
+            maps.append(_run_where(None, self.output_offset, inputs, rows[-1], is_open, x_0))
         else:
-            maps.append(aggregate(inputs, rows[-1]))
+            maps.append(self.output_offset(aggregate(inputs, rows[-1])))
         return maps, rows
 
     @torch.jit.unused
-    def compute(self, node: nn.Module, inputs: List[Tensor], weights: Tensor) -> Tensor:
+    def compute(
+        self, node: nn.Module, offset: nn.Module, inputs: List[Tensor], weights: Tensor
+    ) -> Tensor:
         """The map of one node, of which only what it read is kept for the backward pass."""
 
         def run(weights: Tensor, *inputs: Tensor) -> Tensor:
-            return node(aggregate(list(inputs), weights))
+            return node(offset(aggregate(list(inputs), weights)))
 
         if not self.recomputes():
             return run(weights, *inputs)
@@ -261,7 +318,12 @@ class GraphStage(nn.Module):
 
 
 def _run_where(
-    node: Optional[nn.Module], inputs: List[Tensor], weights: Tensor, is_open: Tensor, x_0: Tensor
+    node: Optional[nn.Module],
+    offset: nn.Module,
+    inputs: List[Tensor],
+    weights: Tensor,
+    is_open: Tensor,
+    x_0: Tensor,
 ) -> Tensor:
     """A node's map, computed for the images and read from the sources that have open edges.
 
@@ -275,11 +337,11 @@ def _run_where(
     if len(used) < len(inputs):
         inputs, weights = [inputs[k] for k in used], weights[:, used]
     if node is None:
-        return aggregate(inputs, weights)
+        return offset(aggregate(inputs, weights))
     if len(at) == len(by_image):
-        return node(aggregate(inputs, weights))
+        return node(offset(aggregate(inputs, weights)))
     rows = torch.tensor(at, device=x_0.device)
-    part = node(aggregate([x[rows] for x in inputs], weights[rows]))
+    part = node(offset(aggregate([x[rows] for x in inputs], weights[rows])))
     return torch.zeros_like(x_0, dtype=part.dtype).index_copy(0, rows, part)
 
 
