@@ -328,8 +328,8 @@ def test_histograms_are_comparable():
 
 def test_histogram_names_each_series_beside_it():
     fig = weight_histogram({'learned': [0.1, 0.2], '_pruned $x$': [0.3]})
-    texts = [axes.texts[0].get_text() for axes in fig.axes]
-    assert texts == ['learned\n2 edges', '_pruned $x$\n1 edges']
+    texts = [axes.get_title(loc='left') for axes in fig.axes]
+    assert texts == ['learned: 2 edges', '_pruned $x$: 1 edges']
 
 
 def test_histogram_of_equal_weights_has_one_full_bin():

@@ -1,10 +1,13 @@
-"""Pictures of wirings, edge weights, training and networks.
+"""Pictures of wirings, edge weights, training, damage and networks.
 
 The only part that needs matplotlib. Every function takes plain data and returns a
 ``matplotlib.figure.Figure`` of its own: no display, no pyplot, no global state. Whatever colour
 tells, a position, line style, hatch or mark tells too.
 """
 
+from .damage import damage_curves, node_damage
+from .degrees import degrees
+from .layers import layered_graph, layered_graphs
 from .networks import (
     accuracy_bars,
     contact_sheet,
@@ -13,6 +16,7 @@ from .networks import (
     threshold_curves,
     weight_history,
 )
+from .process import animate, process_strip, retrained
 from .series import curves
 from .style import MOST_SERIES, save_figure, to_svg
 from .wirings import Panel, adjacency, graph, graphs, shared_limit, weight_histogram
@@ -22,11 +26,19 @@ __all__ = [
     'Panel',
     'accuracy_bars',
     'adjacency',
+    'animate',
     'contact_sheet',
     'curves',
+    'damage_curves',
+    'degrees',
     'embedding',
     'graph',
     'graphs',
+    'layered_graph',
+    'layered_graphs',
+    'node_damage',
+    'process_strip',
+    'retrained',
     'save_figure',
     'shared_limit',
     'similarity_matrix',

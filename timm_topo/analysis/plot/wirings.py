@@ -33,7 +33,7 @@ from .style import (
 _HATCH = '#7d848c'
 _LEVELS = ('white', '#dfe6ee', '#bccbdc', '#9bb2cb')  # nodes, resolution by resolution
 _ARC = (Path.MOVETO, Path.CURVE4, Path.CURVE4, Path.CURVE4)
-_COLOURS = 'RdBu_r'  # red positive, blue negative, white 0; as dark at both ends
+COLOURS = 'RdBu_r'  # red positive, blue negative, white 0; as dark at both ends
 _FLAT = 0.05  # negative weights below this share of the scale get no minus sign
 
 
@@ -93,12 +93,7 @@ def adjacency(
     Raises:
         ValueError: No panel, or ``columns`` or ``limit`` not positive.
     """
-    panels = list(panels)
-    if not panels:
-        raise ValueError('adjacency needs at least one Panel, got none')
-    columns = columns_for(len(panels)) if columns is None else columns
-    if columns < 1:
-        raise ValueError(f'columns must be at least 1, got {columns}')
+    panels, columns = check_panels(panels, columns, 'adjacency')
     rows = math.ceil(len(panels) / columns)
     largest = max(np.abs(panel.weights).max() for panel in panels)
     norm = Normalize(-limit_of(limit, largest), limit_of(limit, largest))
@@ -106,26 +101,26 @@ def adjacency(
     fig = Figure(figsize=(columns * side + 1.0, rows * (side + 0.25) + 0.3))
     grid = fig.subplots(rows, columns, squeeze=False)
     for axes, panel in zip(grid.flat, panels):
-        _draw_matrix(axes, panel, norm, side)
+        draw_matrix(axes, panel, norm, side)
     for axes in grid.flat[len(panels) :]:
         axes.set_axis_off()
     fig.colorbar(
-        ScalarMappable(norm, _COLOURS),
+        ScalarMappable(norm, COLOURS),
         ax=grid,
         label=quantity,
         extend='both' if largest > norm.vmax else 'neither',
         fraction=0.05,
         aspect=15 * rows,
     )
-    _matrix_key(fig, panels, norm)
+    matrix_key(fig, panels, norm)
     return fig
 
 
-def _draw_matrix(axes: Axes, panel: Panel, norm: Normalize, side: float) -> None:
+def draw_matrix(axes: Axes, panel: Panel, norm: Normalize, side: float) -> None:
     n, wiring = panel.wiring.num_nodes, panel.wiring
     hatched = dict(facecolor='none', edgecolor=_HATCH, hatch='/////', linewidth=0)
     axes.add_collection(PolyCollection(_cells(_absent(wiring)), label='absent', **hatched))
-    coloured = dict(array=panel.weights, norm=norm, cmap=_COLOURS, edgecolor=FAINT, linewidth=0.4)
+    coloured = dict(array=panel.weights, norm=norm, cmap=COLOURS, edgecolor=FAINT, linewidth=0.4)
     axes.add_collection(PolyCollection(_cells(wiring.edges), label='edges', **coloured))
     for dark in (False, True):
         marked = _marked(panel, norm) & ((panel.weights < -0.6 * norm.vmax) == dark)
@@ -142,7 +137,7 @@ def _draw_matrix(axes: Axes, panel: Panel, norm: Normalize, side: float) -> None
     axes.set_title(panel.title, parse_math=False)
 
 
-def _matrix_key(fig: Figure, panels: list[Panel], norm: Normalize) -> None:
+def matrix_key(fig: Figure, panels: list[Panel], norm: Normalize) -> None:
     """Explain minus signs and hatches, where there are any."""
     key = {}
     if any(_marked(panel, norm).any() for panel in panels):
@@ -215,13 +210,20 @@ def graphs(
     Raises:
         ValueError: No panel, or ``columns`` or ``limit`` not positive.
     """
+    return _draw_graphs(*check_panels(panels, columns, 'graphs'), limit, quantity)
+
+
+def check_panels(
+    panels: Sequence[Panel], columns: int | None, name: str
+) -> tuple[list[Panel], int]:
+    """The panels as a list, and how many a row has."""
     panels = list(panels)
     if not panels:
-        raise ValueError('graphs needs at least one Panel, got none')
+        raise ValueError(f'{name} needs at least one Panel, got none')
     columns = columns_for(len(panels)) if columns is None else columns
     if columns < 1:
         raise ValueError(f'columns must be at least 1, got {columns}')
-    return _draw_graphs(panels, columns, limit, quantity)
+    return panels, columns
 
 
 def shared_limit(panels: Sequence[Panel]) -> float | None:
@@ -259,18 +261,23 @@ def _draw_graphs(
         axes.set_axis_off()
     width, height = 0.34 * nodes + 1.4, 0.2 * (max(tops) + max(bottoms)) + 0.4
     fig.set_size_inches(np.clip(columns * width, 5, 10), 0.7 + rows * np.clip(height, 1.3, 5.3))
+    edge_key(fig, panels, limit, quantity)
+    return fig
+
+
+def edge_key(fig: Figure, panels: Sequence[Panel], limit: float, quantity: str) -> None:
+    """Explain the widths of edges, and the looks of negative ones where there are any."""
     negative = any((panel.weights < 0).any() for panel in panels)
     shown = [limit, limit / 2] + [-limit / 2] * negative
-    key = [Line2D([], [], **_edge_look(w, limit)) for w in shown]
+    key = [Line2D([], [], **edge_look(w, limit)) for w in shown]
     names = [f'{w:.2g}'.replace('-', '\u2212') for w in shown]
     fig.legend(
         key, names, title=quantity, title_fontsize=9,
         loc='outside lower center', ncols=3, handlelength=3.5,
     )  # fmt: skip
-    return fig
 
 
-def _edge_look(weight: float, limit: float) -> dict:
+def edge_look(weight: float, limit: float) -> dict:
     """Red and solid, or blue and dashed; wide and opaque as |weight| nears ``limit``."""
     strength = min(abs(weight) / limit, 1)
     return dict(
@@ -292,38 +299,58 @@ def _draw_arcs(axes: Axes, panel: Panel, edges, limit: float, prefix: str) -> fl
             PathPatch(
                 Path([(source, 0), (source, control), (target, control), (target, 0)], _ARC),
                 fill=False, capstyle='butt', gid=f'{prefix}edge-{source}-{target}',
-                **_edge_look(weights[e], limit),
+                **edge_look(weights[e], limit),
             )
         )  # fmt: skip
     return reach
 
 
 def _draw_nodes(axes: Axes, panel: Panel, prefix: str) -> None:
+    levels = panel.levels or [0] * panel.wiring.num_nodes
+    for node in range(1, panel.wiring.num_nodes):
+        if levels[node] > levels[node - 1]:
+            draw_border(axes, node - 0.5)
+    draw_nodes(axes, panel, [(node, 0) for node in range(panel.wiring.num_nodes)], prefix)
+
+
+def draw_border(axes: Axes, x: float) -> None:
+    """A line between nodes of two resolutions."""
+    axes.axvline(x, color=FAINT, linewidth=0.9, linestyle=(0, (2, 2)), zorder=0)
+
+
+def draw_nodes(axes: Axes, panel: Panel, places: Sequence, prefix: str, area: float = 200) -> None:
+    """Nodes at ``(N, 2)`` places, ``area`` in points; dead ones hollow."""
     dead, last = set(panel.wiring.dead_nodes()), panel.wiring.num_nodes - 1
     levels = panel.levels or [0] * panel.wiring.num_nodes
-    for node, label in enumerate(panel.labels):
+    for node, (label, (x, y)) in enumerate(zip(panel.labels, places)):
         end = node in (0, last)
-        if node and levels[node] > levels[node - 1]:
-            axes.axvline(node - 0.5, color=FAINT, linewidth=0.9, linestyle=(0, (2, 2)), zorder=0)
         fill = _LEVELS[min(levels[node], len(_LEVELS) - 1)]
         axes.scatter(
-            node, 0, s=200, marker='s' if end else 'o', zorder=3, gid=f'{prefix}node-{node}',
+            x, y, s=area, marker='s' if end else 'o', zorder=3, gid=f'{prefix}node-{node}',
             facecolor=INK if end and node not in dead else 'white' if node in dead else fill,
             edgecolor=FAINT if node in dead else INK,
             linestyle='--' if node in dead else '-',
         )  # fmt: skip
-        colour = '#767c84' if node in dead else 'white' if end else INK
         axes.text(
-            node, 0, label, color=colour, fontsize=7.5, ha='center', va='center_baseline',
-            zorder=4, parse_math=False,
+            x, y, label, color='#767c84' if node in dead else 'white' if end else INK,
+            fontsize=7.5 * math.sqrt(area / 200), ha='center', va='center_baseline', zorder=4,
+            parse_math=False,
         )  # fmt: skip
-    axes.text(-0.6, 0, 'input', ha='right', va='center_baseline')
-    axes.text(last + 0.6, 0, 'output', ha='left', va='center_baseline')
+        if end:
+            side, word = (1, 'output') if node else (-1, 'input')
+            axes.annotate(
+                word, (x, y), (side * (4 + math.sqrt(area) / 2), 0), textcoords='offset points',
+                ha='left' if node else 'right', va='center_baseline',
+            )  # fmt: skip
 
 
 @styled
 def weight_histogram(
-    series: Mapping[str, Any], magnitude: bool = True, bins: int = 31, title: str = ''
+    series: Mapping[str, Any],
+    magnitude: bool = True,
+    bins: int = 31,
+    title: str = '',
+    quantity: str = 'edge weight',
 ) -> Figure:
     """Histograms of edge weights, one below the other on the same axes (TopoNet, Fig. 3).
 
@@ -332,6 +359,7 @@ def weight_histogram(
         magnitude: Whether to count |weight|, else weight over a range symmetric about 0.
         bins: Number of bins.
         title: Heading.
+        quantity: What is counted.
 
     Raises:
         ValueError: No or too many series, a series that is empty or not finite, or ``bins`` < 1.
@@ -342,16 +370,13 @@ def weight_histogram(
         raise ValueError(f'bins must be at least 1, got {bins}')
     top = max(np.abs(v).max() for v in values.values()) or 1.0
     edges = np.linspace(0 if magnitude else -top, top, bins + 1)
-    fig = Figure(figsize=(7, 1.05 * len(values) + 0.9))
+    fig = Figure(figsize=(7, 1.25 * len(values) + 0.8))
     grid = fig.subplots(len(values), sharex=True, sharey=True, squeeze=False)[:, 0]
     for axes, (label, vector) in zip(grid, values.items()):
         counts, _ = np.histogram(np.abs(vector) if magnitude else vector, edges)
         axes.stairs(counts, edges, fill=True, facecolor='#8fb4d9', edgecolor=INK, linewidth=0.7)
-        axes.text(
-            0.99, 0.94, f'{label}\n{len(vector)} edges', transform=axes.transAxes,
-            ha='right', va='top', parse_math=False,
-        )  # fmt: skip
-    grid[-1].set(xlabel='|edge weight|' if magnitude else 'edge weight', xlim=edges[[0, -1]])
+        axes.set_title(f'{label}: {len(vector)} edges', loc='left', fontsize=9, parse_math=False)
+    grid[-1].set(xlabel=f'|{quantity}|' if magnitude else quantity, xlim=edges[[0, -1]])
     grid[-1].yaxis.set_major_locator(MaxNLocator(4, integer=True))
     fig.supylabel('number of edges', fontsize=9)
     fig.suptitle(title, fontsize=10, parse_math=False)
