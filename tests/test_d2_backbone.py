@@ -12,7 +12,7 @@ from timm.layers import BatchNormAct2d
 from torch import nn
 
 import timm_topo
-from timm_topo.analysis.prune import prune
+from timm_topo.analysis.prune import mask_edges, prune
 from timm_topo.stages import adjacency, graph_stages
 
 pytest.importorskip(
@@ -20,6 +20,7 @@ pytest.importorskip(
     reason='detectron2 is not installed: https://detectron2.readthedocs.io/tutorials/install.html',
 )
 
+from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import FPN, Backbone
 
@@ -197,6 +198,32 @@ def test_a_pruned_network_by_its_folder(tmp_path, randomise):
     for name, found in made(x).items():
         torch.testing.assert_close(found, expected[name])
     made.train()(x)  # its weights are no random ones
+
+
+def test_constants_of_a_pruned_network_reach_a_detector(tmp_path, randomise):
+    """Node 2 of every stage, which nobody feeds any more, was read; at the size of a detector."""
+    model = randomise(timm.create_model(TINY, num_nodes=(6, 6, 6, 6))).eval()
+    keep = {
+        name: torch.tensor([target != 2 for _, target in stage.wiring.edges])
+        for name, stage in graph_stages(model).items()
+    }
+    smaller, report = prune(model, keep=keep)
+    assert all(stage.folded for stage in report.stages)
+    timm_topo.save(smaller, tmp_path / 'pruned')
+    made = TopoBackbone(str(tmp_path / 'pruned')).eval()
+    x = torch.randn(1, 3, 96, 160)
+    with mask_edges(model, keep):
+        expected = maps_of_the_classifier(model, x)
+    for name, found in made(x).items():
+        torch.testing.assert_close(found, expected[name], rtol=1e-4, atol=1e-4)
+    torch.save({'model': made.state_dict()}, tmp_path / 'detector.pth')
+    again = TopoBackbone(str(tmp_path / 'pruned'))
+    for name, buffer in again.named_buffers():
+        if 'offset' in name:
+            buffer.zero_()
+    DetectionCheckpointer(again).load(str(tmp_path / 'detector.pth'))
+    for name, found in again.eval()(x).items():
+        torch.testing.assert_close(found, expected[name], rtol=1e-4, atol=1e-4)
 
 
 # -- norms ----------------------------------------------------------------------------------------
