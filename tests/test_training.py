@@ -494,7 +494,7 @@ def started(old: nn.Module, how: str) -> list[Tensor]:
     return [torch.ones_like(a) for a in alphas(old)] if how == 'reset' else alphas(old)
 
 
-@pytest.mark.parametrize('how', ['reset', 'keep', 'frozen', 'finetune'])
+@pytest.mark.parametrize('how', ['reset', 'keep', 'frozen', 'finetune', 'finetune-frozen'])
 def test_from_saved_starts_with_the_wiring_and_the_weights_asked_for(argv, saved, how):
     """At learning rate 0, so that the result is the start."""
     old, folder = saved
@@ -504,16 +504,18 @@ def test_from_saved_starts_with_the_wiring_and_the_weights_asked_for(argv, saved
     torch.testing.assert_close(alphas(new), started(old, how), rtol=0, atol=0)
     kernels = [n for n, _ in old.named_parameters() if n.endswith(('conv_pw.weight', 'fc.weight'))]
     same = {torch.equal(new.get_parameter(name), old.get_parameter(name)) for name in kernels}
-    assert same == {how == 'finetune'}
+    assert same == {how.startswith('finetune')}
 
 
-@pytest.mark.parametrize('how', ['reset', 'keep', 'frozen', 'finetune'])
+@pytest.mark.parametrize('how', ['reset', 'keep', 'frozen', 'finetune', 'finetune-frozen'])
 def test_from_saved_learns_edge_weights_unless_they_are_frozen(argv, saved, how):
     old, folder = saved
     new = timm_topo.load(run(argv(*from_saved(folder, how)))['model'])
     learned = [name for name, _ in new.named_parameters() if name.endswith('alpha')]
     same = [torch.equal(ours, theirs) for ours, theirs in zip(alphas(new), started(old, how))]
-    assert (same, len(learned)) == (([True, True], 0) if how == 'frozen' else ([False, False], 2))
+    frozen = how.endswith('frozen')
+    assert (same, len(learned)) == (([True, True], 0) if frozen else ([False, False], 2))
+    assert not torch.equal(new.head.fc.weight, old.head.fc.weight)
 
 
 def test_from_saved_keeps_its_sizes_and_its_own_weights(argv, saved):
@@ -671,6 +673,10 @@ def test_two_processes_train_as_one_with_the_same_global_batch(argv, tmp_path):
     assert process.returncode == 0, stderr
     assert stdout.count('epoch 3/3') == 1, 'one process speaks'
     assert_same_run(tmp_path / 'two', one['folder'])
+    (epochs, ours), (_, theirs) = map(read_edge_weights, (tmp_path / 'two', one['folder']))
+    assert epochs == [0, 1, 2, 3]
+    for name, weights in ours.items():
+        assert np.allclose(weights, theirs[name], rtol=0, atol=1e-5)
     averaged = (checkpoint(f)['state_dict_ema'] for f in (tmp_path / 'two', one['folder']))
     assert_same_weights(*averaged, tolerance=1e-5)
     assert_same_weights(
@@ -768,6 +774,14 @@ def test_values_of_a_file_become_what_the_command_line_makes_of_them(tmp_path):
         ('', 'config.yaml holds no options'),
         ('epochs: [3\n', 'config.yaml is not YAML'),
         ('epochs: 0\n', '--epochs must be at least 1'),
+        ('train_images: 0\n', 'config.yaml: bad value for train_images: 0'),
+        ('train_images: "few"\n', "config.yaml: bad value for train_images: 'few'"),
+        ('epochs: .nan\n', 'config.yaml: bad value for epochs: nan'),
+        ('snapshot_interval: 0\n', 'config.yaml: bad value for snapshot_interval: 0'),
+        ('snapshot_interval: .nan\n', 'config.yaml: bad value for snapshot_interval: nan'),
+        ('snapshot_interval: often\n', "config.yaml: bad value for snapshot_interval: 'often'"),
+        ('snapshot_interval: true\n', 'config.yaml: bad value for snapshot_interval: True'),
+        ('snapshot: -1\n', 'config.yaml: bad value for snapshot: -1'),
     ],
 )
 def test_a_bad_configuration_file_exits_with_a_message(tmp_path, capsys, text, message):
@@ -836,6 +850,8 @@ def test_the_cifar_configurations_lower_the_rate_after_the_epochs_they_name(name
         (['--model', 'resnet18', '--dataset', 'torch/cifar10'], 'resnet18-torch_cifar10'),
         (['--dataset', '', '--data-dir', '/data/birds'], 'toponet_tiny_adaptive-birds'),
         (['--from-saved', 'output/small'], 'small-digits'),
+        (['--from-saved', 'r/model', '--snapshot', '7'], 'model-epoch_0007-digits'),
+        (['--from-saved', 'r/model', '--snapshot', '0.25'], 'model-epoch_0000.250-digits'),
         (['--model', 'resnetv2_18', '--rewire'], 'resnetv2_18-rewired-digits'),
     ],
 )

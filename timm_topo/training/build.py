@@ -1,5 +1,6 @@
 """What a run is made of: data, model, task, optimizer and loaders, each from timm."""
 
+import math
 from argparse import Namespace
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -17,7 +18,9 @@ from torch import nn
 from torchvision.transforms import Compose, RandomCrop, Resize
 
 from ..analysis.fit import fit_channels
-from ..analysis.prune import retrainable
+from ..analysis.history import read_snapshot, snapshot_name
+from ..analysis.process import set_edge_weights
+from ..analysis.prune import freeze_edge_weights, retrainable
 from ..checkpoint import load, read_checkpoint, saved_config
 from ..connectivity import exempt_from_weight_decay
 from ..data import Portion, class_names, load_dataset
@@ -25,7 +28,7 @@ from ..models import rewire
 from ..task import TopoTask
 from .log import RunLog, stages_of
 
-__all__ = ['Run', 'build', 'default_name']
+__all__ = ['Run', 'build', 'build_model', 'default_name']
 
 
 @dataclass
@@ -49,12 +52,24 @@ class Run:
         """The bare model inside DDP and torch.compile."""
         return unwrap_model(self.task.get_trainable_module())
 
+    @property
+    def evaluated(self) -> nn.Module:
+        """The bare model whose accuracy counts: the average of the weights, where it is kept."""
+        return unwrap_model(self.task.get_eval_model(ema=self.task.has_ema()))
+
+    @property
+    def updates_per_epoch(self) -> int:
+        """Steps of the optimizer."""
+        return math.ceil(len(self.loader_train) / self.args.grad_accum_steps)
+
 
 def default_name(args: Namespace) -> str:
     """Name of the experiment where none is given."""
     model = Path(args.from_saved).name if args.from_saved else args.model
     if args.rewire is not None:
         model += '-rewired'
+    if args.snapshot is not None:
+        model += f'-epoch_{snapshot_name(args.snapshot)}'
     return f'{model}-{(args.dataset or Path(args.data_dir or "folder").name).replace("/", "_")}'
 
 
@@ -77,7 +92,7 @@ def build(args: Namespace, device: torch.device):
     trained = data[args.train_split]
     if args.train_images:
         trained = Portion(trained, args.train_images)
-    model = _build_model(args, classes)
+    model = build_model(args, classes)
     data_config = resolve_input_data_config(model, vars(args))
     model.to(device)
     if args.channels_last:
@@ -145,10 +160,13 @@ def _check_classes(args: Namespace, data: dict) -> list[str] | None:
     return train
 
 
-def _build_model(args: Namespace, classes: list[str] | None) -> nn.Module:
-    num_classes = args.num_classes or len(classes)
+def build_model(args: Namespace, classes: list[str] | None) -> nn.Module:
+    """The network that ``args`` describe, for these classes where they give no number."""
+    num_classes = len(classes) if args.num_classes is None else args.num_classes
     if args.fit_parameters and not args.from_saved:
         raise ValueError('--fit-parameters needs --from-saved')
+    if args.snapshot is not None and (not args.from_saved or args.from_saved_weights != 'frozen'):
+        raise ValueError('--snapshot needs --from-saved RUN/model --from-saved-weights frozen')
     if args.from_saved:
         if args.initial_checkpoint:
             raise ValueError('give --from-saved or --initial-checkpoint, not both')
@@ -159,12 +177,17 @@ def _build_model(args: Namespace, classes: list[str] | None) -> nn.Module:
         model = _rewire(args, load(args.from_saved, **options))
         if args.from_saved_weights == 'finetune':
             return model
+        finetuned = args.from_saved_weights == 'finetune-frozen'
         routed = any(stage.needs_context for stage in stages_of(model).values())
-        if args.from_saved_weights == 'frozen' and routed:
+        if routed and (finetuned or args.from_saved_weights == 'frozen'):
             raise ValueError(
                 f'edge weights of {args.from_saved} depend on the image and cannot be frozen: '
-                '--from-saved-weights keep'
+                f'--from-saved-weights {"finetune" if finetuned else "keep"}'
             )
+        if finetuned:
+            return freeze_edge_weights(model)
+        if args.snapshot is not None:
+            _set_snapshot(args, model)
         return retrainable(model, args.from_saved_weights)
     if ':' not in args.model and not timm.is_model(args.model):
         raise ValueError(f'unknown model {args.model!r}: see timm.list_models()')
@@ -187,6 +210,19 @@ def _build_model(args: Namespace, classes: list[str] | None) -> nn.Module:
         reason = ' '.join(str(error).split())[:200]
         raise ValueError(f'{args.initial_checkpoint} is of another model: {reason}') from None
     return _rewire(args, model)
+
+
+def _set_snapshot(args: Namespace, model: nn.Module) -> None:
+    """Give the saved network the edge weights that its run had earlier."""
+    run = Path(args.from_saved).resolve().parent
+    weights = read_snapshot(run, args.snapshot)
+    try:
+        set_edge_weights(model, weights)
+    except ValueError as error:
+        raise ValueError(
+            f'the edge weights that {run} had after {args.snapshot:.10g} epochs do not fit '
+            f'{args.from_saved}: {error}'
+        ) from None
 
 
 def _check_structure(args: Namespace) -> None:

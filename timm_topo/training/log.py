@@ -8,9 +8,9 @@ from timm.utils import trim_summary, update_summary
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..analysis.history import write_edge_weights
+from ..analysis.history import trim_edge_weights, write_edge_weights
 from ..analysis.routing import StageRouting
-from ..stages import GraphStage
+from ..stages import GraphStage, evaluation_mode
 
 __all__ = ['RunLog', 'adjacency_image', 'prepare_folder', 'stages_of']
 
@@ -20,7 +20,7 @@ class RunLog:
 
     Args:
         folder: Where ``summary.csv`` and the event files go; None: silent.
-        start_epoch: First epoch to come: older rows are kept, later ones replaced.
+        start_epoch: First epoch to come: older rows and edge weights are kept, later ones replaced.
         tensorboard: Whether to write event files.
 
     Raises:
@@ -34,6 +34,7 @@ class RunLog:
         if folder is None:
             return
         trim_summary(str(folder / 'summary.csv'), start_epoch)
+        trim_edge_weights(folder, start_epoch)
         if tensorboard:
             try:
                 from torch.utils.tensorboard import SummaryWriter
@@ -76,12 +77,25 @@ class RunLog:
         lr: float,
         model: nn.Module,
         routes: dict[str, StageRouting] | None = None,
+        snapshot: bool = True,
     ):
-        """Write down what an epoch gave; ``routes``, where weights depend on the image."""
+        """Write down what an epoch gave.
+
+        Args:
+            epoch: Its number, from 0.
+            train: Numbers of the training.
+            evaluation: Numbers of the evaluation.
+            lr: Learning rate.
+            model: The model that was evaluated.
+            routes: By stage name, where weights depend on the image.
+            snapshot: Whether to keep the edge weights, too.
+        """
         if self.folder is None:
             return
         update_summary(epoch, train, evaluation, str(self.folder / 'summary.csv'), lr=lr)
-        weights = self.edge_weights(epoch + 1, model, routes)
+        weights = _edge_weights(model, routes)
+        if snapshot and weights:
+            write_edge_weights(self.folder, epoch + 1, weights)
         if self.board is None:
             return
         for group, metrics in (('train', train), ('eval', evaluation)):
@@ -97,22 +111,15 @@ class RunLog:
             self.board.add_image(f'adjacency/{name}', image, epoch)
         self.board.flush()
 
-    def edge_weights(
-        self, done: int, model: nn.Module, routes: dict[str, StageRouting] | None = None
-    ) -> dict[str, Tensor]:
-        """Write down the edge weights after ``done`` epochs; they, ``(E,)`` by stage name.
+    def snapshot(self, done: float, model: nn.Module) -> None:
+        """Write down the edge weights after ``done`` epochs, before training or within an epoch.
 
-        Weights that depend on the image: their means in ``routes``, else they are left out.
+        Those that depend on the image are left out: they have means at the end of an epoch only.
         """
-        weights = {}
-        for name, stage in stages_of(model).items():
-            if not stage.needs_context:
-                weights[name] = stage.connectivity.edge_weights().detach().float().cpu()
-            elif routes:
-                weights[name] = routes[name].mean
-        if self.folder is not None and weights:
+        if self.folder is None:
+            return
+        if weights := _edge_weights(model):
             write_edge_weights(self.folder, done, weights)
-        return weights
 
     def _route(self, name: str, stage: GraphStage, route: StageRouting, epoch: int) -> None:
         """Per stage and image: open edges, computed nodes; per edge: spread, threshold."""
@@ -132,6 +139,20 @@ class RunLog:
         self.end_epoch()
         if self.board is not None:
             self.board.close()
+
+
+def _edge_weights(
+    model: nn.Module, routes: dict[str, StageRouting] | None = None
+) -> dict[str, Tensor]:
+    """Edge weights ``(E,)`` by stage name; those that depend on the image: their means if known."""
+    weights = {}
+    for name, stage in stages_of(model).items():
+        if not stage.needs_context:
+            with evaluation_mode(stage.connectivity) as rule:  # in training, one may change itself
+                weights[name] = rule.edge_weights().detach().float().cpu()
+        elif routes:
+            weights[name] = routes[name].mean
+    return weights
 
 
 def stages_of(model: nn.Module) -> dict[str, GraphStage]:

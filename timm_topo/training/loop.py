@@ -23,10 +23,10 @@ from timm.utils import (
     is_primary,
     random_seed,
     reduce_tensor,
-    unwrap_model,
 )
 from torch import nn
 
+from ..analysis.history import snapshot_updates
 from ..analysis.routing import routing, routing_metrics
 from ..checkpoint import read_checkpoint, save
 from .build import Run, build, default_name
@@ -42,8 +42,8 @@ def train(args: Namespace) -> dict:
     """Train, evaluate and save as ``args`` say (see :mod:`timm_topo.training.options`).
 
     The folder of the run receives ``args.yaml``, ``summary.csv``, TensorBoard events, timm
-    checkpoints (``last``, ``model_best``), ``edge_weights/`` after every epoch and, at the end,
-    ``model/``: the best (or the last) weights with their wiring, readable by
+    checkpoints (``last``, ``model_best``), ``edge_weights/`` every ``snapshot_interval`` epochs
+    and, at the end, ``model/``: the best (or the last) weights with their wiring, readable by
     :func:`timm_topo.load` and by timm alone.
 
     Returns:
@@ -78,7 +78,7 @@ def train(args: Namespace) -> dict:
             part.replace(folder / 'args.yaml')
             run.log = RunLog(folder, start_epoch, not args.no_tensorboard)
             if start_epoch == 0:
-                run.log.edge_weights(0, run.model)
+                run.log.snapshot(0, run.model)
             _announce(run, start_epoch, epochs)
             run.saver = CheckpointSaver(
                 run.model,
@@ -148,7 +148,7 @@ def _wrap(run: Run) -> None:
 
 def _schedule(run: Run, start_epoch: int) -> int:
     """Create the scheduler, at its place for ``start_epoch``; the number of epochs."""
-    updates = math.ceil(len(run.loader_train) / run.args.grad_accum_steps)
+    updates = run.updates_per_epoch
     run.scheduler, epochs = create_scheduler_v2(
         run.optimizer,
         **scheduler_kwargs(run.args, decreasing_metric=False),
@@ -204,10 +204,13 @@ def _epoch(run: Run, epoch: int, epochs: int) -> None:
     if run.scheduler is not None:
         run.scheduler.step(epoch + 1, eval_metrics['top1'])
     if is_primary(args):
-        model = unwrap_model(run.task.get_eval_model(ema=run.task.has_ema()))
+        model = run.evaluated
         routes = _routes(run, model)
         eval_metrics.update(routing_metrics(routes) if routes else {})
-        run.log.epoch(epoch, train_metrics, eval_metrics, lr, model, routes)
+        updates = run.updates_per_epoch
+        due = updates in snapshot_updates(epoch, updates, args.snapshot_interval)
+        snapshot = due or epoch + 1 == epochs
+        run.log.epoch(epoch, train_metrics, eval_metrics, lr, model, routes, snapshot)
         run.saver.save_checkpoint(epoch, eval_metrics['top1'])
         run.log.say(
             f'epoch {epoch + 1}/{epochs}: loss {train_metrics["task_loss"]:.4f}, '
@@ -231,7 +234,8 @@ def _train_epoch(run: Run, epoch: int, epochs: int) -> dict:
     run.optimizer.zero_grad()
     run.log.start_epoch(epoch, epochs, len(loader))
     sums, count = torch.zeros(3, dtype=torch.float64, device=run.device), 0
-    updates = epoch * math.ceil(len(loader) / steps)
+    first = updates = epoch * run.updates_per_epoch
+    snapshots = snapshot_updates(epoch, run.updates_per_epoch, args.snapshot_interval)
     for batch, (images, target) in enumerate(loader):
         last = batch + 1 == len(loader)
         update = last or (batch + 1) % steps == 0
@@ -246,6 +250,8 @@ def _train_epoch(run: Run, epoch: int, epochs: int) -> dict:
             run.task.update_ema(step=updates)
             if args.sched_on_updates and run.scheduler is not None:
                 run.scheduler.step_update(updates)
+            if updates - first in snapshots and not last:
+                run.log.snapshot(snapshots[updates - first], run.evaluated)
         line = last or (batch + 1) % args.log_interval == 0
         if line or run.log.bar is not None:
             run.log.batch(_progress(batch, loader, sums, count, start) if line else '', line)

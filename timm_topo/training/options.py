@@ -1,6 +1,7 @@
 """Options of ``tools/train.py``: timm's names and meanings, from YAML or the command line."""
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -68,9 +69,15 @@ def _model(parser):
         help='train the saved (pruned) network in FOLDER instead of --model',
     )  # fmt: skip
     group.add_argument(
-        '--from-saved-weights', choices=('reset', 'keep', 'frozen', 'finetune'),
+        '--from-saved-weights',
+        choices=('reset', 'keep', 'frozen', 'finetune', 'finetune-frozen'),
         help='retrain from scratch with edge weights reset, kept or frozen, or finetune everything '
-        '(default: reset; with --rewire finetune)',
+        'or everything but frozen edge weights (default: reset; with --rewire finetune)',
+    )  # fmt: skip
+    group.add_argument(
+        '--snapshot', type=epochs_done, metavar='EPOCH',
+        help='with --from-saved RUN/model and weights frozen: those edge weights that the run had '
+        'after EPOCH epochs (0: before training), from RUN/edge_weights',
     )  # fmt: skip
     group.add_argument(
         '--fit-parameters', type=positive, metavar='N',
@@ -159,17 +166,46 @@ def _run(parser):
     group.add_argument('--log-interval', type=int, default=50, metavar='N', help='batches')
     group.add_argument('--checkpoint-hist', type=int, default=2, metavar='N')
     group.add_argument(
+        '--snapshot-interval', type=interval, default=1.0, metavar='EPOCHS',
+        help='write edge weights every so many epochs, 0.25: four times in each; before training '
+        'and after the last epoch in any case (default: 1)',
+    )  # fmt: skip
+    group.add_argument(
         '--save', choices=('best', 'last'), default='best',
         help='whose weights are saved as model/: best evaluation top-1, or last epoch',
     )  # fmt: skip
     group.add_argument('--no-tensorboard', action='store_true')
 
 
-def positive(text: str) -> int:
+def positive(text: str | float) -> int:
     """A whole number from 1 on, as the type of an option."""
-    if not text.isdecimal() or int(text) < 1:
+    if not str(text).isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f'must be a whole number from 1 on, got {text!r}')
     return int(text)
+
+
+def interval(text: str | float) -> float:
+    """A number of epochs from 0.001 on, as the type of an option: names have three decimals."""
+    number = _finite(text)
+    if number is None or number < 0.001:
+        raise argparse.ArgumentTypeError(f'must be a number from 0.001 on, got {text!r}')
+    return number
+
+
+def epochs_done(text: str | float) -> float:
+    """A number from 0 on, an int where it is whole, as the type of an option."""
+    number = _finite(text)
+    if number is None or number < 0:
+        raise argparse.ArgumentTypeError(f'must be a number from 0 on, got {text!r}')
+    return int(number) if number.is_integer() else number
+
+
+def _finite(text: str | float) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 def labelled(text: str) -> tuple[str, str]:
@@ -180,19 +216,25 @@ def labelled(text: str) -> tuple[str, str]:
     return text, text
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def parse_args(
+    argv: Sequence[str] | None = None, defaults: str | Path | None = None
+) -> argparse.Namespace:
     """Defaults, overridden by the YAML file, overridden by the command line.
 
     Args:
         argv: Arguments; the command line's by default. Errors exit with status 2 and a message.
+        defaults: Another YAML file, whose options override the defaults alone: ``args.yaml`` of a
+            run, for one that differs from it in some.
     """
     parser = build_parser()
     config = parser.parse_known_args(argv)[0].config
-    if config:
+    read = {}
+    for path in filter(None, (defaults, config)):
         try:
-            parser.set_defaults(**read_config(config, parser))
+            read.update(read_config(path, parser))
         except (OSError, ValueError, TypeError) as error:
             parser.error(str(error))
+    parser.set_defaults(**read)
     args = parser.parse_args(argv)
     if args.dataset is None:
         args.dataset = '' if args.data_dir else 'digits'
@@ -240,11 +282,14 @@ def _fits(kind, value) -> bool:
     if kind is None or isinstance(value, str):
         try:
             return isinstance(value, str) and (kind is None or kind(value) is not None)
-        except ValueError:
+        except (ValueError, argparse.ArgumentTypeError):
             return False
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
-    return kind(value) == value
+    try:
+        return kind(value) == value
+    except (ValueError, OverflowError, argparse.ArgumentTypeError):  # of nan and inf
+        return False
 
 
 def _typed(path, action: argparse.Action, value):

@@ -1,6 +1,5 @@
 """Networks adapting to data sets (Janik & Nowak, section 4): trainings, tables and figures."""
 
-import copy
 import math
 import statistics
 from argparse import Namespace
@@ -11,7 +10,6 @@ from pathlib import Path
 
 import timm
 import torch
-import yaml
 from torch.utils.data import IterableDataset
 from tqdm import tqdm
 
@@ -27,6 +25,7 @@ from ..data import load_dataset
 from ..stages import GraphStage, graph_stages
 from .evaluate import accuracy, image_mode
 from .loop import train
+from .series import FREE, pending
 
 __all__ = ['KINDS', 'THRESHOLDS', 'Study']
 
@@ -153,13 +152,10 @@ class Study:
 
     def _fit(self, folder: Path, label: str, **options) -> Path:
         """One training, gone on with, or left alone where it is done."""
-        args = copy.deepcopy(self.options)
-        args.dataset, args.data_dir = self.data[label]
-        args.output, args.experiment, args.resume = str(folder.parent), folder.name, 'auto'
-        args.save, args.from_saved_weights = 'last', 'reset'
-        vars(args).update(options)
-        _check_same(folder / 'args.yaml', vars(args))
-        if not (folder / 'model').exists():
+        dataset, data_dir = self.data[label]
+        changes = dict(dataset=dataset, data_dir=data_dir, save='last', from_saved_weights='reset')
+        args = pending(folder, self.options, _FREE, **changes, **options)
+        if args is not None:
             print(f'== {folder}', flush=True)
             train(args)
         return folder
@@ -264,24 +260,7 @@ _WRITTEN = (
     'results.csv', 'sweep.csv', 'characteristics.csv', 'thresholds.svg', 'accuracy.svg',
     'graphs.svg', 'similarity.svg', 'embedding.svg', 'weights_*.svg',
 )  # fmt: skip
-#: Options of a training that do not change what it gives, or name places that may move.
-_FREE = {
-    'config', 'device', 'workers', 'log_interval', 'no_tensorboard', 'checkpoint_hist', 'output',
-    'experiment', 'resume', 'from_saved', 'validation_batch_size',
-}  # fmt: skip
-
-
-def _check_same(path: Path, asked: dict) -> None:
-    """Whether what is there was made with the options asked for."""
-    if not path.exists():
-        return
-    made = yaml.safe_load(path.read_text(encoding='utf-8')) or {}
-    for name in sorted(set(made) & set(asked) - _FREE):
-        if made[name] != asked[name]:
-            raise ValueError(
-                f'{path.parent} was made with {name} {made[name]}, not {asked[name]}: choose '
-                'another folder for the study'
-            )
+_FREE = FREE | {'from_saved'}  # in the folder of the study, which may move
 
 
 def _mean(rows: Sequence[dict], column: str, digits: int = 2) -> str:
