@@ -1,5 +1,6 @@
 # make demo             train, prune, export and show a small network on built-in data (3 minutes)
 # make demo-detection   transfer one to a detector, where detectron2 is installed (4 minutes)
+# make bench            times and memory beside plain networks (docs/performance.md, 30 minutes)
 # make test             lint and the whole test suite (under 10 minutes)
 # All make their own virtual environment in .venv the first time (a few GB of downloads).
 
@@ -10,17 +11,22 @@ STAMP  := $(VENV)/.installed
 JOBS   ?= 2
 TIMM_TESTS := $(VENV)/timm-tests
 
-.PHONY: demo demo-detection test lint unit upstream clean help
+.PHONY: demo demo-detection bench test lint unit upstream clean help
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n 's/^# //p' Makefile | head -4
+	@sed -n 's/^# //p' Makefile | head -5
 
 demo: $(STAMP)
 	@$(BIN)/python tools/demo.py --output output/demo
 
 demo-detection: $(STAMP)
 	@$(BIN)/python tools/demo_detection.py --output output/demo-detection
+
+bench: $(STAMP)
+	@mkdir -p output
+	@$(BIN)/python tools/benchmark.py --suite main cifar routed pruned memory growth start \
+	  --json output/performance.json --markdown output/performance.md
 
 test: lint unit upstream
 

@@ -26,6 +26,7 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     license_files=['LICENSE'],
+    entry_points={'console_scripts': ['topo = timm_topo.cli:main']},
     packages=find_packages(include=['timm_topo*', 'd2_topo*']),
     python_requires='>=3.10',
     install_requires=['torch>=2.4', 'torchvision', 'timm>=1.0.31', 'networkx>=3.0', 'safetensors'],

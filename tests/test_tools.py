@@ -65,7 +65,8 @@ def parameters(model: nn.Module) -> int:
 def test_every_tool_explains_itself(tool, path):
     status, out, err = tool(path.stem, '--help')
     assert (status, err) == (0, '')
-    assert out.startswith(f'usage: {path.stem}.py')
+    ours = path.stem in ('export', 'prune')
+    assert out.startswith(f'usage: topo {path.stem}' if ours else f'usage: {path.stem}.py')
     assert len(out.splitlines()) > 5
 
 
@@ -138,7 +139,8 @@ def test_a_pruned_network_can_be_pruned_again(saved, tool, tmp_path):
 def test_an_error_is_one_line_and_a_status_for_the_shell(tmp_path):
     done = shell('prune', tmp_path / 'none', '--fraction', 0.5, '-o', tmp_path / 'out')
     assert done.returncode == 1
-    assert_one_error(done.returncode, done.stdout, done.stderr, r'none is no saved network')
+    result = done.returncode, done.stdout, done.stderr
+    assert_one_error(*result, r'none is no checkpoint: there is neither')
     assert os.listdir(tmp_path) == []
 
 
@@ -198,7 +200,7 @@ def test_export_writes_a_file_that_onnxruntime_runs(saved, tool, tmp_path):
 
 def test_export_of_a_missing_network_is_one_error(tool, tmp_path):
     result = tool('export', tmp_path / 'none', tmp_path / 'net.onnx')
-    assert_one_error(*result, r'none is no saved network: config\.json is missing')
+    assert_one_error(*result, r'none is no checkpoint: there is neither')
     assert os.listdir(tmp_path) == []
 
 

@@ -34,6 +34,7 @@ __all__ = [
     'read_checkpoint',
     'save',
     'saved_config',
+    'training_options',
 ]
 
 if not hasattr(torch.serialization, 'safe_globals'):  # torch 2.4, where timm cannot allow it
@@ -237,7 +238,7 @@ def checkpoint_origin(path: str | Path) -> Origin:
         )
     if not path.is_file():
         raise FileNotFoundError(f'checkpoint {path} does not exist')
-    args = _training_options(path)
+    args = training_options(path)
     name, kwargs = args.get('model'), args.get('model_kwargs') or {}
     if args.get('from_saved') or not name or not timm.is_model(name):  # ':' stands for anything
         return Origin(path, None, None, args.get('mean'), args.get('std'))
@@ -268,8 +269,8 @@ def _saved_graphs(topology: dict) -> list[dict] | None:
     return [{'wiring': w, 'rule': r['name']} for w, r in zip(wirings, rules)]
 
 
-def _training_options(path: Path) -> dict:
-    """The command line options that timm's training stored with the weights, if it did."""
+def training_options(path: Path) -> dict:
+    """The command line options that timm's training stored with the weights; none if it did not."""
     if path.suffix == '.safetensors':
         return {}
     known = getattr(torch.serialization, 'safe_globals', lambda _: nullcontext())

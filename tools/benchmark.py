@@ -4,24 +4,30 @@
 Ratios are to the first model. All models run in turn, round by round, so that noise hits all alike;
 a ratio is the median over the rounds, its range the middle half of them. Options of a model follow
 its name: ``dgnet_resnet50:connectivity=alpha,num_classes=10``. A name with a slash in it is the
-folder of a saved network.
+folder of a saved network. ``--suite`` runs what docs/performance.md shows (``make bench``).
 """
 
 import argparse
 import ast
+import platform
 import sys
+from pathlib import Path
 
 import timm
 import torch
 
 import timm_topo
+from timm_topo.analysis.benchmark import SUITES, markdown, suite, write_json
 from timm_topo.analysis.cost import input_size_of, latency
 from timm_topo.training.options import positive
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('models', nargs='+', metavar='NAME[:K=V,...]|FOLDER')
+    parser.add_argument('models', nargs='*', metavar='NAME[:K=V,...]|FOLDER')
+    parser.add_argument('--suite', nargs='+', choices=SUITES, help='instead of models')
+    parser.add_argument('--json', metavar='FILE', help='of --suite')
+    parser.add_argument('--markdown', metavar='FILE', help='of --suite')
     parser.add_argument('--train', action='store_true', help='forward and backward, in training')
     parser.add_argument('--batch-size', type=positive, nargs='+', default=[1, 8])
     parser.add_argument(
@@ -31,7 +37,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--threads', type=positive, help="default: PyTorch's")
     parser.add_argument('--device', default='cpu')
     parser.add_argument('--channels-last', action='store_true')
-    return parser.parse_args()
+    args = parser.parse_args()
+    if bool(args.models) == bool(args.suite):
+        parser.error('give models, or --suite')
+    return args
 
 
 def make(spec: str, args: argparse.Namespace) -> torch.nn.Module:
@@ -54,9 +63,29 @@ def make(spec: str, args: argparse.Namespace) -> torch.nn.Module:
     return model.to(memory_format=torch.channels_last) if args.channels_last else model
 
 
+def run_suites(args: argparse.Namespace) -> None:
+    """Tables on the console as they come, and all of them in the files."""
+    rows = []
+    about = dict(
+        torch=torch.__version__, timm=timm.__version__, threads=torch.get_num_threads(),
+        device=args.device, machine=platform.processor() or platform.machine(),
+        cpu=torch.backends.cpu.get_cpu_capability(), rounds=args.repeats,
+    )  # fmt: skip
+    for name in args.suite:
+        rows += suite(name, args.repeats, args.device)
+        print(markdown([row for row in rows if row['suite'] == name]), flush=True)
+        if args.json:
+            write_json(rows, args.json, **about)
+        if args.markdown:
+            Path(args.markdown).write_text(markdown(rows), encoding='utf-8')
+
+
 def main(args: argparse.Namespace) -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
+    if args.suite:
+        run_suites(args)
+        return
     models = {spec: make(spec, args) for spec in args.models}
     channels, *size = input_size_of(next(iter(models.values())))
     if args.img_size:

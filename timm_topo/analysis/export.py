@@ -1,4 +1,4 @@
-"""ONNX export, checked against the network it came from."""
+"""ONNX, checked against the network it came from, and the graph for other programs."""
 
 import os
 import tempfile
@@ -6,12 +6,15 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+import networkx as nx
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from ..stages import graph_stages
 from .cost import input_size_of
+from .prune import edge_weights
 
-__all__ = ['export_onnx']
+__all__ = ['export_graphml', 'export_onnx']
 
 
 def export_onnx(
@@ -77,3 +80,36 @@ def _export(model: nn.Module, images: torch.Tensor, path: Path) -> None:
             dynamic_shapes=({0: torch.export.Dim('batch', min=1, max=65536)},),
             verbose=False,
         )
+
+
+def export_graphml(model: nn.Module, path: str | Path, images: Tensor | None = None) -> nx.DiGraph:
+    """Write all graphs of ``model`` as GraphML, which networkx, Gephi and yEd read.
+
+    Nodes are called STAGE/ID, with their ``stage``, ``id`` (before pruning) and ``level``; edges
+    have a ``weight``. Stages are not joined: what is between them is no edge.
+
+    Args:
+        model: A model with graph stages.
+        path: The ``.graphml`` file.
+        images: See :func:`timm_topo.analysis.prune.edge_weights`.
+
+    Returns:
+        The graph.
+    """
+    graph = nx.DiGraph()
+    weights = edge_weights(model, images)
+    for name, stage in graph_stages(model).items():
+        nodes = [f'{name}/{node}' for node in stage.node_ids]
+        for node, label, level in zip(stage.node_ids, nodes, stage.levels):
+            graph.add_node(label, stage=name, id=node, level=level)
+        for (source, target), weight in zip(stage.wiring.edges, weights[name].tolist()):
+            graph.add_edge(nodes[source], nodes[target], weight=weight)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f'.{path.name}.part')
+    try:
+        nx.write_graphml(graph, str(part))
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return graph

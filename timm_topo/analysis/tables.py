@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-__all__ = ['group', 'mean_and_spread', 'read_csv', 'text_table', 'write_csv']
+__all__ = ['group', 'mean_and_spread', 'read_csv', 'read_numbers', 'text_table', 'write_csv']
 
 
 def write_csv(path: str | Path, rows: Sequence[Mapping]) -> Path:
@@ -15,11 +15,14 @@ def write_csv(path: str | Path, rows: Sequence[Mapping]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     columns = list(dict.fromkeys(column for row in rows for column in row))
     part = path.with_name(f'.{path.name}.part')
-    with open(part, 'w', encoding='utf-8', newline='') as file:
-        writer = csv.DictWriter(file, columns, lineterminator='\n')
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(part, path)
+    try:
+        with open(part, 'w', encoding='utf-8', newline='') as file:
+            writer = csv.DictWriter(file, columns, lineterminator='\n')
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
     return path
 
 
@@ -36,6 +39,23 @@ def read_csv(path: str | Path) -> list[dict[str, str]]:
         if None in row or None in row.values():
             raise ValueError(f'{path}, line {number}: {len(row)} columns in the head, not here')
     return rows
+
+
+def read_numbers(path: str | Path) -> list[dict]:
+    """Rows of :func:`read_csv` with numbers as numbers, and without what is empty."""
+    return [
+        {column: _number(value) for column, value in row.items() if value != ''}
+        for row in read_csv(path)
+    ]
+
+
+def _number(text: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 def group(rows: Sequence[Mapping], column: str) -> dict[str, list[Mapping]]:

@@ -1,0 +1,116 @@
+"""The command ``topo``: the whole life of a network."""
+
+import argparse
+import contextlib
+import importlib
+import json
+import math
+import os
+import sys
+from collections.abc import Sequence
+
+__all__ = ['COMMANDS', 'main']
+
+#: Name of a command, which is that of its module, and what it does.
+COMMANDS = {
+    'inspect': 'what a checkpoint is: stages, edges, weights, costs, accuracy',
+    'plot': 'draw graphs, adjacency, weights, degrees or the course of training',
+    'prune': 'remove weak edges and what dies with them',
+    'damage': 'accuracy over removed nodes and edges',
+    'retrain': 'train a wiring again, from scratch or on, edge weights frozen or not',
+    'compare': 'several networks side by side',
+    'report': 'one HTML page about a network',
+    'export': 'ONNX, or the graph as GraphML',
+}
+_EXAMPLES = """
+examples:
+  topo inspect output/RUN --dataset digits
+  topo prune output/RUN --fraction 0.5 -o pruned --dataset digits --recalibrate 10
+  topo compare output/RUN pruned --dataset digits
+  topo report pruned -o report.html --dataset digits
+
+A CHECKPOINT is a saved network, the folder of a run, or a file of weights of timm's training.
+Every command takes --help, and --json for one JSON object on standard output.
+Exit status: 0 done, 1 bad input or failure, 2 wrong usage, 130 interrupted.
+"""
+#: What a user can put right, told in one line; anything else is our bug and shows where.
+_ERRORS = (FloatingPointError, ImportError, OSError, RuntimeError, TypeError, ValueError)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: Arguments; those of the command line by default.
+
+    Returns:
+        The exit status.
+    """
+    listed = '\n'.join(f'  {name:9} {text}' for name, text in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog='topo',
+        usage='%(prog)s COMMAND CHECKPOINT... [options]',
+        description='See and operate on networks whose connectivity is learned.\n\n'
+        f'commands:\n{listed}',
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument('command', choices=COMMANDS, metavar='COMMAND', help=argparse.SUPPRESS)
+    rest = parser.add_argument('rest', nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    rest.required = False  # nobody shall read its name
+    chosen = parser.parse_args(argv)
+    try:
+        command = importlib.import_module(f'.{chosen.command}', __package__)
+    except ImportError as error:
+        print(f'error: {error}: pip install timm-topo[all]', file=sys.stderr)
+        return 1
+    own, training = _split(chosen.rest)
+    parser = argparse.ArgumentParser(
+        prog=f'topo {chosen.command}',
+        description=command.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_options(parser)
+    parser.add_argument('--json', action='store_true', help='print one JSON object, no text')
+    args = parser.parse_intermixed_args(own)
+    args.training = training
+    if training is not None and not getattr(command, 'TRAINS', False):
+        parser.error(f'nothing may follow --, got {" ".join(training)}')
+    if hasattr(command, 'check'):
+        command.check(parser, args)
+    try:
+        quiet = contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext()
+        with quiet:
+            result = command.run(args)
+        told = json.dumps(_plain(result), allow_nan=False) if args.json else command.text(result)
+        print(told, flush=True)
+    except KeyboardInterrupt:
+        hint = getattr(command, 'RESUMES', '')
+        print(f'\ninterrupted{hint}', file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        return 1
+    except _ERRORS as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 1
+    return 0
+
+
+def _split(argv: Sequence[str]) -> tuple[list[str], list[str] | None]:
+    """What is before ``--`` and, if there is one, what is behind."""
+    if '--' not in argv:
+        return list(argv), None
+    at = argv.index('--')
+    return list(argv[:at]), list(argv[at + 1 :])
+
+
+def _plain(value):
+    """A value as JSON has it: no tuples, paths or numbers that are not finite."""
+    if isinstance(value, dict):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, (bool, int, str, type(None))) else str(value)

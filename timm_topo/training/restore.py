@@ -1,0 +1,106 @@
+"""The network in a checkpoint, whoever wrote it: saved networks, runs, files of weights."""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+
+import timm
+from timm.data import resolve_input_data_config
+from timm.models import get_pretrained_cfg
+from torch import Tensor, nn
+
+from ..checkpoint import load, read_checkpoint, saved_config, training_options
+from .build import build_model
+from .options import build_parser, parse_args, read_config
+
+__all__ = ['restore']
+
+#: How the images were prepared that a network was trained on.
+_PREPARED = ('input_size', 'interpolation', 'mean', 'std', 'crop_pct', 'crop_mode')
+
+
+def restore(
+    path: str | Path, model: str | None = None, model_kwargs: Mapping | None = None
+) -> nn.Module:
+    """Build the network of a checkpoint and load its weights, averaged ones (EMA) first.
+
+    Args:
+        path: The folder of a saved network; that of a finished run of ``tools/train.py``; or a
+            ``.pth.tar``, ``.pth`` or ``.safetensors`` file. Checkpoints of timm's training and of
+            ours tell what network they are of (ours by ``args.yaml`` beside them).
+        model: Name of the network, for a file that does not tell.
+        model_kwargs: Its options.
+
+    Returns:
+        The network, in evaluation mode.
+
+    Raises:
+        FileNotFoundError: There is nothing at ``path``, or a run that has not finished.
+        ValueError: It is damaged, holds more than weights, is of a newer format or of another
+            network, or does not tell of which.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if model is not None:
+            raise ValueError(f'{path} is a folder, which names its own network, not {model}')
+        if (path / 'args.yaml').is_file() and not (path / 'config.json').exists():
+            if not (path / 'model').is_dir():
+                raise FileNotFoundError(
+                    f'{path} is a run that has not finished: name one of its checkpoints, '
+                    f'{path / "last.pth.tar"}'
+                )
+            path = path / 'model'
+        return load(path).eval()
+    if not path.is_file():
+        raise FileNotFoundError(
+            f'{path} is no checkpoint: there is neither a folder nor a file of that name'
+        )
+    state = read_checkpoint(path)
+    args = _options(path, model, model_kwargs)
+    args.num_classes = args.num_classes or _classes(args, state)
+    try:
+        network = build_model(args, None)
+        network.load_state_dict(state)
+    except TypeError as error:
+        raise ValueError(f'{path}: options do not fit {args.model}: {error}') from None
+    except RuntimeError as error:
+        reason = ' '.join(str(error).split())[:200]
+        name = args.from_saved or args.model
+        raise ValueError(f'{path} is of another network than {name}: {reason}') from None
+    prepared = resolve_input_data_config(network, vars(args))
+    network.pretrained_cfg = {**network.pretrained_cfg, **{n: prepared[n] for n in _PREPARED}}
+    return network.eval()
+
+
+def _options(path: Path, model: str | None, model_kwargs: Mapping | None) -> argparse.Namespace:
+    """Options of the training that wrote the file."""
+    args = parse_args([])
+    if model is None:
+        told = training_options(path)
+        beside = path.parent / 'args.yaml'
+        if not told and beside.is_file():
+            told = read_config(beside, build_parser())
+        if 'model' not in told:
+            raise ValueError(f'{path} does not tell of which network it is: give its name, --model')
+        vars(args).update({name: told[name] for name in vars(args) if name in told})
+        if told.get('in_chans') and not args.input_size:  # of timm's train.py
+            args.model_kwargs = {'in_chans': told['in_chans'], **(args.model_kwargs or {})}
+    else:
+        args.model, args.model_kwargs = model, dict(model_kwargs or {})
+        args.num_classes = args.model_kwargs.pop('num_classes', None)
+    named = isinstance(args.model, str) and timm.is_model(args.model.split('.')[0])
+    if not args.from_saved and not named:
+        raise ValueError(f'{path} is of an unknown model {args.model!r}: see timm.list_models()')
+    args.initial_checkpoint = ''
+    return args
+
+
+def _classes(args: argparse.Namespace, state: dict[str, Tensor]) -> int:
+    """Number of classes, by the classifier's weights."""
+    if args.from_saved:
+        classifier = saved_config(args.from_saved).get('pretrained_cfg', {}).get('classifier')
+    else:
+        cfg = get_pretrained_cfg(args.model, allow_unregistered=True)
+        classifier = getattr(cfg, 'classifier', None)
+    weight = state.get(f'{classifier or "head.fc"}.weight')
+    return 0 if weight is None else len(weight)
