@@ -1,4 +1,4 @@
-"""Graph damage against adjacency matrices with zeroed entries; measuring that goes on and refuses."""
+"""Graph damage against adjacency matrices with zeroed entries; measuring goes on, or refuses."""
 
 import copy
 import struct
@@ -53,6 +53,7 @@ def network(wirings, rules='alpha', seed: int = 0, **options) -> nn.Module:
     sizes = dict(
         widths=(4, 6), strides=(1, 2), stem_width=4, stem_kernel=3, stem_stride=2, num_classes=3
     )
+    torch.manual_seed(seed)
     model = timm.create_model(
         'test_toponet',
         num_nodes=None,
@@ -93,7 +94,7 @@ def score(model: nn.Module) -> float:
 
 @torch.no_grad()
 def dense_score(model: nn.Module, matrices: list[Tensor]) -> float:
-    """The same of a network that is nothing but maps times adjacency matrices ``[source, target]``."""
+    """The same by matrices ``[source, target]``, with sums and the modules of the nodes only."""
     x = model.stem(images())
     for stage, matrix in zip(model.stages, matrices, strict=True):
         size = len(matrix)
@@ -355,7 +356,7 @@ def test_new_statistics_are_those_of_the_pruned_network():
         assert row['top1_recalibrated'] == near(score(recalibrate(smaller, batches)))
         assert row['top1_recalibrated'] != near(row['top1'])
     assert 0 < cut < 4
-    assert list(damage_edges(model, fractions, score))[0].keys() == rows[-1].keys()
+    assert next(damage_edges(model, fractions, score)).keys() == rows[-1].keys()
 
 
 def test_edges_whose_weight_depends_on_the_image_go_by_their_mean():
@@ -377,7 +378,6 @@ def test_edges_whose_weight_depends_on_the_image_go_by_their_mean():
         }
         with mask_edges(model, keep):
             assert row['top1'] == near(score(model))
-            assert all((m[:, 1:-1].sum() == 0) == (m.sum() == 0) for m in whole.values())
         assert row['edges'] == len(order) - count
 
 
@@ -390,8 +390,9 @@ MODEL = dict(
 SIZE = 16
 
 
-def labelled_model(seed: int = 0, **options) -> nn.Module:
-    """For images of 16 px, with preprocessing of its own."""
+@torch.no_grad()
+def labelled_model(seed: int = 11, **options) -> nn.Module:
+    """For images of 16 px, with preprocessing of its own and answers of all three kinds."""
     options = {**MODEL, **options}
     graphs = options.pop('wiring')
     options.pop('num_nodes')
@@ -399,6 +400,8 @@ def labelled_model(seed: int = 0, **options) -> nn.Module:
     model = network(graphs, rules, seed, **options)
     cfg = dict(input_size=(3, SIZE, SIZE), crop_pct=0.9, mean=(0.3, 0.4, 0.5), std=(0.2, 0.2, 0.3))
     model.pretrained_cfg = {**model.pretrained_cfg, **cfg}
+    noise = torch.randn(64, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    model.head.fc.bias -= model(F.interpolate(noise, (SIZE, SIZE), mode='bicubic')).mean(0)
     return model
 
 
@@ -421,8 +424,8 @@ def digits(tmp_path_factory) -> Path:
         with torch.no_grad():
             loader = eval_loader(model, load_dataset('idx', folder, split))
             logits = torch.cat([model(x) for x, _ in loader])
-        answers = (logits - logits.mean(0)).argmax(1)
-        assert min(torch.bincount(answers, minlength=3)) > 5
+        answers = logits.argmax(1)
+        assert min(torch.bincount(answers, minlength=3)) > 10
         write_idx(folder / f'{stem}-labels-idx1-ubyte', answers.numpy())
     return folder
 
@@ -508,12 +511,11 @@ def test_some_images_in_memory_are_always_the_same_ones(data):
 
 
 def test_every_row_is_the_accuracy_of_what_is_left(tmp_path, data):
-    """Labels are the network's own answers to inputs that spread: it is far better than chance."""
     orders = ('weakest', 'strongest', 'random')
-    fractions = (0.2, 0.6, 0.9)
+    fractions = (0.1, 0.3, 0.9)
     model = labelled_model()
     result = make(tmp_path, data, fractions=fractions, orders=orders, seeds=(3, 4)).run()
-    assert result['top1'] == accuracy(model, data['data']) > 40
+    assert result['top1'] == accuracy(model, data['data']) == 100, 'labels are its own answers'
     first, *edges = result['edges']
     expected = [(o, s, f) for o in orders for s in ((3, 4) if o == 'random' else (0,))
                 for f in fractions]  # fmt: skip
@@ -533,7 +535,7 @@ def test_every_row_is_the_accuracy_of_what_is_left(tmp_path, data):
             recalibrate(smaller, batches)
             assert row['top1_recalibrated'] == accuracy(smaller, data['data'])
     assert {row['connected'] for row in edges} == {0, 1}
-    assert len({row['top1'] for row in edges}) > 5
+    assert len({row['top1'] for row in edges}) > 3
     for row, (name, node) in zip(result['nodes'], nodes_to_damage(model), strict=True):
         keep = {n: torch.ones(s.wiring.num_edges).bool() for n, s in graph_stages(model).items()}
         keep[name] = torch.tensor([node not in e for e in graph_stages(model)[name].wiring.edges])
@@ -560,13 +562,11 @@ def test_edges_alone_and_on_some_images(tmp_path, data):
     assert result['nodes'] == []
     assert sorted(p.name for p in tmp_path.iterdir()) == ['edges.csv', 'edges.svg', 'settings.yaml']
     loader = in_memory(eval_loader(model, data['data']), 20)
-    assert result['top1'] == evaluate(model, loader, CPU)['top1']
-    assert result['top1'] != accuracy(model, data['data'])
+    for row in result['edges']:
+        with mask_edges(model, edge_mask(model, fraction=row['asked'])):
+            assert row['top1'] == evaluate(model, loader, CPU)['top1']
+    assert len(torch.cat([y for _, y in loader])) == 20
     assert not any('top1_recalibrated' in row for row in result['edges'])
-
-
-def test_the_default_shares_are_those_of_the_paper():
-    assert FRACTIONS == tuple(k / 10 for k in range(1, 10))
 
 
 # -- going on -------------------------------------------------------------------------------------
@@ -595,12 +595,13 @@ def test_what_was_stopped_goes_on(straight, tmp_path, data, monkeypatch, stop_at
         with pytest.raises(KeyboardInterrupt):
             make(tmp_path, data, **ORDERS).run()
     assert len(before) == stop_at - 1
-    kept = sum('top1_recalibrated' in r or bool(r) for r in rows_of(tmp_path))
+    kept = rows_of(tmp_path)
+    assert all('top1' in row for row in kept)
     assert not list(tmp_path.glob('.*')), 'nothing half-written'
     after = counting(monkeypatch)
     make(tmp_path, data, **ORDERS).run()
     assert total <= len(before) + len(after) <= total + 1
-    assert len(rows_of(tmp_path)) > kept or stop_at == 1 or kept
+    assert [row for row in rows_of(tmp_path) if row in kept] == kept
     for name in ('edges.csv', 'nodes.csv', 'settings.yaml', 'edges.svg', 'nodes.svg'):
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes(), name
 
@@ -679,17 +680,6 @@ def other_weights() -> nn.Module:
     return model
 
 
-def other_graph() -> nn.Module:
-    """The same values under the same names: all edges weigh the same, one is another."""
-    model = labelled_model(wiring=[Wiring(4, ((0, 1), (0, 2), (1, 3), (2, 3))), complete(3)])
-    other = labelled_model(wiring=[Wiring(4, ((0, 1), (1, 2), (1, 3), (2, 3))), complete(3)])
-    with torch.no_grad():
-        model.stages[0].connectivity.alpha.fill_(1.0)
-        other.stages[0].connectivity.alpha.fill_(1.0)
-    assert all(torch.equal(v, model.state_dict()[n]) for n, v in other.state_dict().items())
-    return model, other
-
-
 @pytest.mark.parametrize(
     ('change', 'told'),
     [
@@ -712,7 +702,10 @@ def test_another_network_or_other_data_are_not_mixed(tmp_path, data, monkeypatch
 
 
 def test_a_network_that_only_has_other_edges_is_another(tmp_path, data):
-    model, other = other_graph()
+    """The same values under the same names, as of two random prunings of edges that weigh 1."""
+    model = labelled_model(wiring=[Wiring(4, ((0, 1), (0, 2), (1, 3), (2, 3))), complete(3)])
+    other = labelled_model(wiring=[Wiring(4, ((0, 1), (1, 2), (1, 3), (2, 3))), complete(3)])
+    other.load_state_dict(model.state_dict())
     make(tmp_path, data, model, nodes=False, fractions=(0.2,)).run()
     with pytest.raises(ValueError, match='holds damage with network'):
         make(tmp_path, data, other, nodes=False, fractions=(0.2,)).run()
@@ -736,9 +729,9 @@ def test_settings_of_something_else_are_left_alone(tmp_path, data, text):
         (dict(fractions=(float('nan'),)), r'a fraction must be in \(0, 1\), got nan'),
         (dict(fractions=()), r'needs fractions, orders, seeds and images, got \[\], '),
         (dict(orders=('weakest', 'best')), "unknown order 'best'; known: weakest, strongest, rand"),
-        (dict(orders=()), r"needs .* got \[0\.2, 0\.6\], \[\], \[0\] and None"),
+        (dict(orders=()), r'needs .* got \[0\.2, 0\.6\], \[\], \[0\] and None'),
         (dict(seeds=()), r"needs .* \['weakest'\], \[\] and None"),
-        (dict(images=0), r"needs .* \[0\] and 0"),
+        (dict(images=0), r'needs .* \[0\] and 0'),
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_anything_is(
@@ -862,8 +855,7 @@ def test_a_training_that_was_stopped_goes_on(retrained, tmp_path, data, digits, 
         make(tmp_path, options).run()
     assert trained == ['none_0', 'weakest_0.25']
     told = [row.get('top1_retrained') for row in read_numbers(tmp_path / 'edges.csv')]
-    assert told[0] == result['top1_retrained'] if 'top1_retrained' in result else told[0] >= 0
-    assert told[1:] == [None] * 4
+    assert told == [result['edges'][0]['top1_retrained'], None, None, None, None]
     made = counting(monkeypatch)
     assert make(tmp_path, options).run() == result
     assert trained[2:] == ['weakest_0.25', 'random_1_0.25']

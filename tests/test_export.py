@@ -1,8 +1,10 @@
-"""ONNX export: onnxruntime computes what torch computes, or no file appears."""
+"""Exports: onnxruntime computes what torch does, GraphML has the edges; or no file appears."""
 
+import os
 import sys
 from pathlib import Path
 
+import networkx as nx
 import numpy as np
 import onnxruntime
 import pytest
@@ -12,8 +14,9 @@ from torch import nn
 
 import timm_topo  # noqa: F401  registers the models
 from timm_topo.analysis import export
-from timm_topo.analysis.export import export_onnx
-from timm_topo.analysis.prune import freeze_edge_weights, prune
+from timm_topo.analysis.export import export_graphml, export_onnx
+from timm_topo.analysis.prune import edge_weights, freeze_edge_weights, prune
+from timm_topo.stages import adjacency, graph_stages
 
 SIZE = (3, 16, 16)
 
@@ -203,4 +206,86 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it(
         ImportError, match=rf'{missing}.*install the export extra: timm-topo\[export\]'
     ):
         export_onnx(tiny(randomise), tmp_path / 'net.onnx', SIZE)
+    assert list(tmp_path.iterdir()) == []
+
+
+# -- graphs ---------------------------------------------------------------------------------------
+
+
+def whole(randomise) -> nn.Module:
+    """Without node 4 of nine on three levels, which nobody reads any more."""
+    model = randomise(timm.create_model('dagnet', num_nodes=9, channels=2, num_classes=5)).eval()
+    keep = {'dag': torch.tensor([source != 4 for source, _ in model.dag.wiring.edges])}
+    smaller, _ = prune(model, keep=keep)
+    assert smaller.dag.node_ids == [0, 1, 2, 3, 5, 6, 7, 8]
+    return smaller
+
+
+GRAPHS = {
+    'as built': tiny,
+    'tanh': lambda randomise: tiny(randomise, connectivity='tanh'),
+    'pruned': lambda randomise: pruned(tiny(randomise)),
+    'whole': whole,
+}
+
+
+@pytest.mark.parametrize('kind', GRAPHS)
+def test_networkx_reads_the_edges_and_weights_that_were_written(kind, randomise, tmp_path):
+    model = GRAPHS[kind](randomise)
+    returned = export_graphml(model, tmp_path / 'new' / 'net.graphml')
+    assert [path.name for path in (tmp_path / 'new').iterdir()] == ['net.graphml']
+    graph = nx.read_graphml(tmp_path / 'new' / 'net.graphml')
+    assert type(graph) is nx.DiGraph
+    nodes, edges = {}, {}
+    for name, stage in graph_stages(model).items():
+        ids = stage.node_ids
+        for node, level in zip(ids, stage.levels, strict=True):
+            nodes[f'{name}/{node}'] = {'stage': name, 'id': node, 'level': level}
+        for (s, t), weight in zip(stage.wiring.edges, edge_weights(model)[name], strict=True):
+            edges[f'{name}/{ids[s]}', f'{name}/{ids[t]}'] = weight.item()
+    for one in (graph, returned):
+        assert dict(one.nodes(data=True)) == nodes
+        assert {(s, t): weight for s, t, weight in one.edges(data='weight')} == edges
+    assert nx.number_weakly_connected_components(graph) == len(graph_stages(model))
+    assert len({data['level'] for data in nodes.values()}) == (3 if kind == 'whole' else 1)
+
+
+def test_weights_that_depend_on_the_image_are_written_as_means(randomise, tmp_path):
+    model = tiny(randomise, connectivity='router')
+    with torch.no_grad():
+        for stage in model.stages:
+            stage.connectivity.weight.normal_()
+    with pytest.raises(ValueError, match='edge weights depend on the image: give images'):
+        export_graphml(model, tmp_path / 'net.graphml')
+    assert list(tmp_path.iterdir()) == []
+    images = torch.randn(5, *SIZE)
+    export_graphml(model, tmp_path / 'net.graphml', images)
+    graph = nx.read_graphml(tmp_path / 'net.graphml')
+    for name, matrices in adjacency(model, images).items():
+        assert matrices.std(0).max() > 1e-3
+        for source, target in graph_stages(model)[name].wiring.edges:
+            weight = graph.edges[f'{name}/{source}', f'{name}/{target}']['weight']
+            expected = matrices[:, target, source].mean().item()
+            assert weight == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize('fails', ['write', 'replace'])
+def test_graphs_that_cannot_be_written_leave_the_old_file(randomise, tmp_path, monkeypatch, fails):
+    def fail(written, path):
+        if fails == 'write':
+            Path(path).write_text('half of it')
+        raise OSError('disk full')
+
+    (tmp_path / 'net.graphml').write_text('old')
+    where = (nx, 'write_graphml') if fails == 'write' else (os, 'replace')
+    monkeypatch.setattr(*where, fail)
+    with pytest.raises(OSError, match='disk full'):
+        export_graphml(tiny(randomise), tmp_path / 'net.graphml')
+    assert (tmp_path / 'net.graphml').read_text() == 'old'
+    assert [path.name for path in tmp_path.iterdir()] == ['net.graphml']
+
+
+def test_a_network_without_graphs_has_none_to_write(tmp_path):
+    with pytest.raises(ValueError, match='ResNet has no graph stage'):
+        export_graphml(timm.create_model('test_resnet'), tmp_path / 'net.graphml')
     assert list(tmp_path.iterdir()) == []

@@ -93,6 +93,37 @@ def test_a_table_that_cannot_be_written_leaves_the_old_one(tmp_path):
     with pytest.raises(OSError, match='disk full'):
         tables.write_csv(path, [{'a': 2}, {'a': Unwritable()}])
     assert tables.read_csv(path) == [{'a': '1'}]
+    assert [p.name for p in tmp_path.iterdir()] == ['rows.csv'], 'nothing half-written'
+
+
+#: Text that no number is written as.
+words = st.text('bcdghlqrs ,"\n', min_size=1, max_size=6).filter(lambda text: text.strip())
+cells = st.one_of(st.integers(), st.floats(allow_nan=False), words, st.none())
+
+
+@given(rows=st.lists(st.dictionaries(st.sampled_from('abc'), cells, min_size=1), min_size=1))
+def test_numbers_come_back_as_they_were_written(tmp_path_factory, rows):
+    """Bit for bit and of the same type; what is None or missing is left out."""
+    path = tables.write_csv(tmp_path_factory.mktemp('csv') / 'rows.csv', rows)
+    expected = [{name: cell for name, cell in row.items() if cell is not None} for row in rows]
+    assert repr([dict(sorted(row.items())) for row in tables.read_numbers(path)]) == repr(
+        [dict(sorted(row.items())) for row in expected]
+    )
+
+
+def test_numbers_that_others_wrote_are_read():
+    assert list(map(tables._number, ['7', '-7', '0.5', '1e-3', '100.0', 'nan', 'stages.0'])) == [
+        7, -7, 0.5, 1e-3, 100.0, pytest.approx(np.nan, nan_ok=True), 'stages.0'
+    ]  # fmt: skip
+    assert [type(tables._number(text)) for text in ('7', '7.0', 'x')] == [int, float, str]
+
+
+def test_rows_of_numbers_that_are_cut_short_are_named(tmp_path):
+    (tmp_path / 'rows.csv').write_text('a,b\n1,2\n3\n')
+    with pytest.raises(ValueError, match='line 3'):
+        tables.read_numbers(tmp_path / 'rows.csv')
+    with pytest.raises(FileNotFoundError):
+        tables.read_numbers(tmp_path / 'none.csv')
 
 
 def test_a_row_that_is_cut_short_is_named(tmp_path):

@@ -197,7 +197,7 @@ def _stored(stage: GraphStage, weights: Tensor) -> dict[str, Tensor]:
     return {
         name: value.detach().cpu()
         for name, value in values.items()
-        if value.ndim == 1 and value.shape == weights.shape
+        if value.ndim == 1 and len(value)  # edges that always weigh 1 may have none
         and value.is_floating_point() and not torch.equal(value.detach(), weights)
     }  # fmt: skip
 

@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         return 1
     except _ERRORS as error:
-        print(f'error: {error}', file=sys.stderr)
+        print('error:', *str(error).split(), file=sys.stderr)
         return 1
     return 0
 

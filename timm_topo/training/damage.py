@@ -143,8 +143,11 @@ class Damage:
         path = self.output / 'settings.yaml'
         self.output.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix('.part')
-        part.write_text(yaml.safe_dump(settings), encoding='utf-8')
-        part.replace(path)
+        try:
+            part.write_text(yaml.safe_dump(settings), encoding='utf-8')
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
 
     def _edges(self, score: Callable) -> list[dict]:
         """One row per order, seed and fraction; the first is the network as it is."""
