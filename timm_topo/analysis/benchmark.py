@@ -266,8 +266,8 @@ def _memory(rounds: int, device: str) -> list[dict]:
             unit = unit or (saved, peak)
             rows.append({
                 'of': f'{shape[0]} images of {shape[-1]} px, a training step', 'network': label,
-                'saved MB': round(saved), 'saved ratio': round(saved / unit[0], 3),
-                'peak MB': round(peak), 'peak ratio': round(peak / unit[1], 3),
+                'saved MiB': round(saved), 'saved ratio': round(saved / unit[0], 3),
+                'peak MiB': round(peak), 'peak ratio': round(peak / unit[1], 3),
             })  # fmt: skip
     return rows
 
