@@ -6,7 +6,6 @@ the machine does hits all alike.
 
 import copy
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -118,6 +117,8 @@ def saved_memory(model: nn.Module, images: Tensor) -> int:
 def peak_memory(name: str, executor: str, shape: Sequence[int]) -> int:
     """Growth of the resident memory of a new process at its peak in a training step, in bytes.
 
+    Gradients of parameters are part of it. Linux only.
+
     Args:
         name: A registered model.
         executor: ``'ours'``, ``'naive'`` or ``'floor'``.
@@ -137,10 +138,18 @@ def peak_memory(name: str, executor: str, shape: Sequence[int]) -> int:
 def _peak(name: str, executor: str, shape: Sequence[int]) -> int:
     model = _executor(executor)(timm.create_model(name)).train()
     images = torch.randn(shape)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    model(images[:1]).sum().backward()  # libraries load kernels when they are first used
+    model.zero_grad(set_to_none=True)
+    Path('/proc/self/clear_refs').write_text('5')  # forget the peak so far (Linux)
+    before = _resident('VmRSS')
     model(images).sum().backward()
-    unit = 1 if sys.platform == 'darwin' else 1024
-    return unit * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    return _resident('VmHWM') - before
+
+
+def _resident(kind: str) -> int:
+    """Bytes of this process in memory, now (VmRSS) or at the peak (VmHWM)."""
+    lines = Path('/proc/self/status').read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(kind))
 
 
 def _executor(name: str) -> Callable[[nn.Module], nn.Module]:
@@ -257,8 +266,8 @@ def _memory(rounds: int, device: str) -> list[dict]:
             unit = unit or (saved, peak)
             rows.append({
                 'of': f'{shape[0]} images of {shape[-1]} px, a training step', 'network': label,
-                'saved MB': round(saved), 'saved ratio': round(saved / unit[0], 3),
-                'peak MB': round(peak), 'peak ratio': round(peak / unit[1], 3),
+                'saved MiB': round(saved), 'saved ratio': round(saved / unit[0], 3),
+                'peak MiB': round(peak), 'peak ratio': round(peak / unit[1], 3),
             })  # fmt: skip
     return rows
 

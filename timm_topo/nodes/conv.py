@@ -2,6 +2,7 @@
 
 from typing import Callable
 
+import torch
 from timm.layers import create_conv2d
 from torch import Tensor, nn
 
@@ -43,6 +44,11 @@ class ConvNode(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.bn(self.conv(self.act(x)))
+
+    @torch.jit.unused
+    def layers(self) -> list:
+        """ReLU, convolution, batch norm: what a stage needs to run the node layer by layer."""
+        return [self.act, self.conv, self.bn]
 
 
 def conv_parts(

@@ -2,6 +2,7 @@
 
 from typing import Callable
 
+import torch
 from timm.layers import create_conv2d
 from torch import Tensor, nn
 
@@ -46,6 +47,11 @@ class SepConvNode(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.bn(self.conv_pw(self.conv_dw(self.act(x))))
+
+    @torch.jit.unused
+    def layers(self) -> list:
+        """ReLU, convolutions, batch norm: what a stage needs to run the node layer by layer."""
+        return [self.act, self.conv_dw, self.conv_pw, self.bn]
 
 
 class SepConvEntry(nn.Module):

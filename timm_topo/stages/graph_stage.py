@@ -4,7 +4,9 @@ Where edge weights depend on the image, the stage also keeps DG-Net's buffer (se
 row: row j of the adjacency matrices ``(B, N, N)`` is what node j reads.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import List, Optional, Tuple
 
 import torch
@@ -14,9 +16,13 @@ from torch.utils.checkpoint import checkpoint
 from ..connectivity import Connectivity
 from ..wiring import Wiring
 from .aggregate import aggregate
+from .lean import lean_chains, lean_stage
 from .offset import Offset, merge
 
 __all__ = ['GraphStage', 'graph_stages']
+
+# Cache that one thread may count on: 8 MiB is a core's share of the last level, or near it.
+_CACHE = 8 << 20
 
 torch.fx.wrap('aggregate')  # a leaf for symbolic tracing: it looks at shapes
 
@@ -53,6 +59,8 @@ class GraphStage(nn.Module):
             that :meth:`set_offset` was given.
         output_offset: Likewise of the stage output.
         takes_offsets: Whether it can be given any.
+        fast: Whether to run on CPU in the ways that are faster where only the stage output is
+            wanted; False for derivatives of derivatives, which training has only without.
 
     Raises:
         ValueError: Dead nodes in the wiring, or a number of nodes, edges or ids that does not fit.
@@ -61,6 +69,7 @@ class GraphStage(nn.Module):
     preds: List[List[int]]
     slots: List[List[int]]
     takes_offsets = True
+    fast = True
 
     def __init__(
         self,
@@ -102,7 +111,57 @@ class GraphStage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Stage input ``(B, C_in, H_in, W_in)`` -> stage output ``(B, C, H, W)``."""
+        if not torch.jit.is_scripting():
+            if self.fast and _is_eager(x) and x.device.type == 'cpu' and 'run' not in vars(self):
+                fast = self.fast_path(x)
+                if fast is not None:
+                    # convolutions and batch norm on CPU are fastest with channels last
+                    out = fast(x.contiguous(memory_format=torch.channels_last))
+                    return out.contiguous() if x.is_contiguous() else out
         return self.maps(x)[-1]
+
+    @torch.jit.unused
+    def fast_path(self, x: Tensor) -> Optional[Callable[[Tensor], Tensor]]:
+        """How to run on CPU if only the stage output is wanted, where that is faster."""
+        if not torch.is_grad_enabled():
+            return self.run_in_parts if self.splits(x) else None
+        chains = self.lean(x)
+        return None if chains is None else partial(self.run_lean, chains)
+
+    @torch.jit.unused
+    def lean(self, x: Tensor) -> Optional[list]:
+        """The layers of the nodes, if the stage can be trained with one kept map per node."""
+        if type(self) is not GraphStage or not self.training or self.needs_context:
+            return None
+        if self.grad_checkpointing or torch.is_autocast_enabled('cpu'):
+            return None
+        if x.dtype not in (torch.float32, torch.float64):
+            return None
+        if any(isinstance(o, Offset) for o in (*self.offsets, self.output_offset)):
+            return None
+        if self.raw_entry and self.wiring.succs(0) == (1,):  # x_0 is no map of this stage
+            return None
+        return lean_chains(self.nodes, self.raw_entry)
+
+    @torch.jit.unused
+    def run_lean(self, chains: list, x: Tensor) -> Tensor:
+        """The stage output, with one kept map per node; see :mod:`timm_topo.stages.lean`."""
+        weights = self.connectivity.pass_weights()
+        return lean_stage(self.wiring, chains, weights, x, self.entry(x), self.raw_entry)
+
+    @torch.jit.unused
+    def splits(self, x: Tensor) -> bool:
+        """Whether images are independent and nobody watches how many there are at a time."""
+        if len(x) < 2 or type(self) is not GraphStage:
+            return False
+        return not any(_mixes_or_is_watched(m) for m in self.modules() if m is not self)
+
+    @torch.jit.unused
+    def run_in_parts(self, x: Tensor) -> Tensor:
+        """The stage output, so many images at a time that the maps of all nodes stay in cache."""
+        size = self.wiring.num_nodes * self.entry(x[:1]).nbytes
+        parts = math.ceil(len(x) * size / (_CACHE * torch.get_num_threads()))
+        return torch.cat([self.maps(part)[-1] for part in x.chunk(min(parts, len(x)))])
 
     def maps(self, x: Tensor) -> List[Tensor]:
         """Stage input -> the maps of all nodes, the stage output last."""
@@ -343,6 +402,12 @@ def _run_where(
     rows = torch.tensor(at, device=x_0.device)
     part = node(offset(aggregate([x[rows] for x in inputs], weights[rows])))
     return torch.zeros_like(x_0, dtype=part.dtype).index_copy(0, rows, part)
+
+
+def _mixes_or_is_watched(module: nn.Module) -> bool:
+    batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+    mixes = module.training or (batch_norm and module.running_mean is None)
+    return bool(mixes or module._forward_hooks or module._forward_pre_hooks)
 
 
 def _is_eager(x: Tensor) -> bool:

@@ -1,0 +1,123 @@
+"""The yardstick measures what it says."""
+
+import json
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from timm_topo.analysis import benchmark
+from timm_topo.analysis.benchmark import (
+    SUITES,
+    as_floor,
+    as_naive,
+    markdown,
+    peak_memory,
+    saved_memory,
+    suite,
+    write_json,
+)
+from timm_topo.stages import graph_stages
+
+
+@pytest.mark.parametrize('name', ['test_toponet', 'test_dagnet', 'test_randwire', 'toporesnet20'])
+def test_the_naive_loop_is_the_network(name, randomise):
+    model = randomise(timm.create_model(name, num_classes=5)).double()
+    naive, x = as_naive(model), torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    torch.testing.assert_close(naive.eval()(x), model.eval()(x))
+    for one in (model, naive):
+        one(x).square().mean().backward()
+    for mine, theirs in zip(model.parameters(), naive.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad)
+
+
+@pytest.mark.parametrize('name', ['test_toponet', 'test_dagnet', 'test_randwire'])
+def test_the_floor_is_the_network_that_reads_its_last_sources_alone(name, randomise):
+    model = randomise(timm.create_model(name, num_classes=5)).double().eval()
+    for stage in graph_stages(model).values():
+        last = [stop - 1 for start, stop in stage.wiring.in_edges if stop > start]
+        weights = torch.zeros(stage.wiring.num_edges, dtype=torch.float64)
+        weights[last] = 1
+        stage.connectivity = type(stage.connectivity)(stage.wiring)
+        rule = stage.connectivity
+        rule.pass_weights = lambda weights=weights: weights
+        rule.forward = lambda node, *_, w=weights, r=rule: w[r.spans[node][0] : r.spans[node][1]]
+    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    torch.testing.assert_close(as_floor(model)(x), model(x))
+
+
+@pytest.mark.parametrize('name', ['test_maskconnect_resnext', 'test_toponet'])
+def test_what_is_no_sum_of_maps_has_no_naive_form(name):
+    options = {'connectivity': 'router'} if name == 'test_toponet' else {}
+    with pytest.raises(ValueError, match='only static sums over maps have a naive form'):
+        as_naive(timm.create_model(name, **options))
+
+
+def test_saved_memory_counts_every_storage_once():
+    """Two convolutions keep what they read: the image and one map of the same size."""
+    model = nn.Sequential(nn.Conv2d(3, 3, 1, bias=False), nn.Conv2d(3, 3, 1, bias=False))
+    images = torch.randn(2, 3, 8, 8)
+    assert saved_memory(model, images) == 2 * images.numel() * 4
+    twice = nn.Sequential(nn.Conv2d(3, 3, 1, bias=False), nn.Identity(), nn.ReLU(), nn.ReLU())
+    assert saved_memory(twice, images) == 3 * images.numel() * 4  # image, first and second ReLU
+
+
+def test_peak_memory_is_more_than_what_autograd_keeps():
+    shape = (64, 3, 96, 96)
+    kept = saved_memory(timm.create_model('test_toponet'), torch.randn(shape))
+    assert peak_memory('test_toponet', 'ours', shape) > 0.8 * kept > 0
+
+
+def test_times_are_of_both_modes_and_relative_to_the_first(monkeypatch):
+    for name, model in (('_MAIN', 'test_toponet'), ('_PLAIN', 'test_resnet')):
+        monkeypatch.setattr(benchmark, name, model)
+    rows = suite('main', 1)
+    assert {row['suite'] for row in rows} == {'main'}
+    assert {row['of'].split(', ')[1] for row in rows} == {'forward', 'forward and backward'}
+    by_network = {}
+    for row in rows:
+        by_network.setdefault(row['network'], []).append(row)
+    assert list(by_network) == [
+        'test_resnet', 'test_toponet', 'test_toponet, naive loop', 'test_toponet, nodes alone'
+    ]  # fmt: skip
+    assert [row['ratio'] for row in by_network['test_resnet']] == [1, 1]
+    for forward, training in by_network.values():
+        assert training['ms'] > forward['ms'] > 0
+
+
+def test_a_benchmark_of_different_functions_is_void(monkeypatch):
+    for name, model in (('_MAIN', 'test_toponet'), ('_PLAIN', 'test_resnet')):
+        monkeypatch.setattr(benchmark, name, model)
+    monkeypatch.setattr(benchmark, 'as_naive', as_floor)
+    with pytest.raises(RuntimeError, match='the benchmark is void'):
+        suite('main', 1)
+
+
+def test_an_unknown_suite_is_named():
+    with pytest.raises(ValueError, match=r"unknown suite 'all'; known: main, cifar"):
+        suite('all')
+
+
+def test_tables_and_json(tmp_path):
+    rows = [
+        {'suite': 'a', 'of': 'x', 'network': 'n', 'ratio': 1.5},
+        {'suite': 'a', 'of': 'x', 'network': 'm', 'ratio': 2},
+        {'suite': 'b', 'of': 'y', 'network': 'n', 'ms': 3},
+    ]
+    tables = markdown(rows).split('\n\n')
+    assert tables[0] == '**a: x**'
+    assert tables[1].splitlines() == [
+        '| network | ratio |',
+        '|---|---|',
+        '| n | 1.5 |',
+        '| m | 2 |',
+    ]
+    assert tables[3].splitlines()[-1] == '| n | 3 |'
+    write_json(rows, tmp_path / 'b.json', torch='2.x')
+    assert json.loads((tmp_path / 'b.json').read_text()) == {'torch': '2.x', 'rows': rows}
+    assert [path.name for path in tmp_path.iterdir()] == ['b.json']
+
+
+def test_the_suites_are_those_of_the_documentation():
+    assert list(SUITES) == ['main', 'cifar', 'routed', 'pruned', 'memory', 'growth', 'start']

@@ -1,0 +1,310 @@
+"""What runs on CPU by default is the equation: values, gradients, statistics of norms."""
+
+import copy
+
+import pytest
+import timm
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from timm_topo.analysis.benchmark import as_naive, saved_memory
+from timm_topo.analysis.prune import prune
+from timm_topo.connectivity import build_connectivity
+from timm_topo.generators import complete, random, residual, sequential
+from timm_topo.nodes import NODES
+from timm_topo.stages import GraphStage, graph_stages
+from timm_topo.stages import graph_stage as module
+
+RULES = ['alpha', 'tanh', 'fixed', {'name': 'alpha', 'weigh_sole': False}]
+
+
+def stage_of(wiring, rule='alpha', node: str = 'sepconv', seed: int = 0, dtype=torch.float64):
+    """A stage of 4 channels that reads 3, norms and edge weights far from their initial values."""
+    draw = torch.Generator().manual_seed(seed)
+    parts = NODES[node](3, 4, wiring.num_nodes - 2, 2, 1, norm_layer=nn.BatchNorm2d)
+    raw = parts.raw_entry and wiring.num_nodes > 2
+    rule = build_connectivity(rule, wiring)
+    stage = GraphStage(wiring, rule, parts.entry, parts.nodes, raw_entry=raw)
+    with torch.no_grad():
+        for name, tensor in (*stage.named_parameters(), *stage.named_buffers()):
+            if name.endswith('running_var'):
+                tensor.uniform_(0.5, 2, generator=draw)
+            elif tensor.is_floating_point() and 'index' not in name:
+                tensor.normal_(0, 1, generator=draw)
+    return stage.to(dtype)
+
+
+def step(stage: nn.Module, x: Tensor) -> list[Tensor]:
+    """Output, gradients of input and parameters, and buffers after a training step."""
+    stage.zero_grad()
+    x = x.clone().requires_grad_()
+    output = stage(x)
+    weights = torch.linspace(-1, 1, output.numel(), dtype=x.dtype).view_as(output)
+    (output * weights).sum().backward()
+    return [output.detach(), x.grad, *(p.grad for p in stage.parameters()), *stage.buffers()]
+
+
+def both(stage: GraphStage, x: Tensor) -> None:
+    """Compare with the stage run edge by edge."""
+    plain = copy.deepcopy(stage)
+    plain.fast = False
+    assert stage.fast_path(x) is not None
+    got, expected = step(stage, x), step(plain, x)
+    for mine, theirs in zip(got, expected, strict=True):
+        assert (mine is None) == (theirs is None)
+        if mine is not None:
+            torch.testing.assert_close(mine, theirs, rtol=1e-7, atol=1e-9)
+
+
+# -- training -------------------------------------------------------------------------------------
+
+
+@settings(max_examples=40)
+@given(
+    nodes=st.integers(3, 7), p=st.floats(0.2, 1), seed=st.integers(0, 99),
+    rule=st.sampled_from(RULES), node=st.sampled_from(['sepconv', 'conv']),
+    batch=st.integers(1, 3), size=st.tuples(st.integers(5, 9), st.integers(5, 9)),
+    last=st.booleans(),
+)  # fmt: skip
+def test_training_is_the_equation(nodes, p, seed, rule, node, batch, size, last):
+    wiring = random(nodes, p, seed).prune()[0]
+    stage = stage_of(wiring, rule, node, seed).train()
+    x = torch.randn(batch, 3, *size, dtype=torch.float64)
+    if last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    if stage.raw_entry and wiring.succs(0) == (1,):
+        assert stage.fast_path(x) is None
+    else:
+        both(stage, x)
+
+
+@pytest.mark.parametrize('gamma', [0.0, 1e-12, 1e-3])
+def test_scales_near_zero_divide_nothing(gamma):
+    """Batch norm is not undone where its scale would cost digits."""
+    stage = stage_of(complete(5)).train()
+    with torch.no_grad():
+        stage.nodes[1].bn.weight[2] = gamma
+        stage.nodes[2].bn.weight.fill_(gamma)
+    both(stage, torch.randn(2, 3, 8, 8, dtype=torch.float64))
+
+
+def test_in_float32_errors_are_those_of_rounding():
+    """Against float64, no larger than twice those of the plain way."""
+    reference = stage_of(complete(8)).train()
+    x = torch.randn(4, 3, 16, 16, dtype=torch.float64)
+    errors = []
+    for fast in (True, False):
+        stage = copy.deepcopy(reference).float()
+        stage.fast = fast
+        exact = copy.deepcopy(reference)
+        exact.fast = False
+        errors.append([
+            ((a.double() - b).norm() / b.norm().clamp(min=1e-12)).item()
+            for a, b in zip(step(stage, x.float()), step(exact, x)) if b is not None
+            and b.is_floating_point()
+        ])  # fmt: skip
+    for fast, plain in zip(*errors):
+        assert fast <= 3 * plain + 1e-5
+
+
+def test_what_does_not_learn_gets_no_gradient():
+    stage = stage_of(complete(5)).train()
+    stage.nodes[1].requires_grad_(False)
+    stage.connectivity.requires_grad_(False)
+    both(stage, torch.randn(2, 3, 8, 8, dtype=torch.float64))
+
+
+def test_two_backward_passes_add_up():
+    stage = stage_of(complete(5)).train()
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    output = stage(x).square().mean()
+    output.backward(retain_graph=True)
+    once = [p.grad.clone() for p in stage.parameters() if p.grad is not None]
+    output.backward()
+    twice = [p.grad for p in stage.parameters() if p.grad is not None]
+    for one, two in zip(once, twice, strict=True):
+        torch.testing.assert_close(two, 2 * one)
+
+
+def test_weights_that_change_between_the_passes_are_an_error():
+    stage = stage_of(complete(5)).train()
+    output = stage(torch.randn(2, 3, 8, 8, dtype=torch.float64)).sum()
+    with torch.no_grad():
+        stage.nodes[0].conv_pw.weight.add_(1)
+    with pytest.raises(RuntimeError, match='modified by an inplace operation'):
+        output.backward()
+
+
+def test_derivatives_of_derivatives_need_the_plain_way():
+    stage = stage_of(complete(4)).train()
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64, requires_grad=True)
+    (grad,) = torch.autograd.grad(stage(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match='once_differentiable'):
+        grad.square().sum().backward()
+    stage.fast = False
+    (grad,) = torch.autograd.grad(stage(x).square().sum(), x, create_graph=True)
+    grad.square().sum().backward()
+    assert x.grad.isfinite().all()
+
+
+def hooked(stage: GraphStage) -> None:
+    stage.nodes[1].bn.register_forward_hook(lambda *_: None)
+
+
+def frozen_norm(stage: GraphStage) -> None:
+    stage.nodes[1].bn.eval()
+
+
+def other_norm(stage: GraphStage) -> None:
+    stage.nodes[1].bn = nn.GroupNorm(2, 4).double()
+
+
+def cumulative(stage: GraphStage) -> None:
+    stage.nodes[1].bn.momentum = None
+
+
+def checkpointed(stage: GraphStage) -> None:
+    stage.grad_checkpointing = True
+
+
+def with_constant(stage: GraphStage) -> None:
+    stage.add_offset(2, torch.ones(4, 1, 1).double())
+
+
+def another_activation(stage: GraphStage) -> None:
+    stage.nodes[1].act = nn.GELU()
+
+
+@pytest.mark.parametrize(
+    'change',
+    [hooked, frozen_norm, other_norm, cumulative, checkpointed, with_constant, another_activation],
+)
+def test_what_runs_in_another_way_runs_as_it_did(change):
+    stage = stage_of(complete(5)).train()
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    assert stage.fast_path(x) is not None
+    change(stage)
+    assert stage.fast_path(x) is None
+    plain = copy.deepcopy(stage)
+    plain.fast = False
+    for mine, theirs in zip(step(stage, x), step(plain, x), strict=True):
+        if mine is not None:
+            torch.testing.assert_close(mine, theirs)
+
+
+def test_autocast_and_half_precision_run_as_they_did():
+    stage = stage_of(complete(4), dtype=torch.float32).train()
+    x = torch.randn(2, 3, 8, 8)
+    with torch.autocast('cpu', torch.bfloat16):
+        assert stage.fast_path(x) is None
+    assert stage.bfloat16().fast_path(x.bfloat16()) is None
+
+
+@pytest.mark.parametrize(
+    'name',
+    ['test_toponet', 'test_randwire', 'test_dagnet', 'test_maskconnect_resnet', 'toporesnet20'],
+)
+def test_whole_networks_train_as_without(name):
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=5).double().train()
+    plain = copy.deepcopy(model)
+    for stage in graph_stages(plain).values():
+        stage.fast = False
+    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    results = []
+    for one in (model, plain):
+        torch.manual_seed(1)  # masks are drawn
+        results.append(step(one, x))
+    for mine, theirs in zip(*results, strict=True):
+        if mine is not None:
+            torch.testing.assert_close(mine, theirs, rtol=1e-7, atol=1e-9)
+
+
+# -- memory ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('nodes', [6, 12])
+def test_autograd_keeps_one_map_per_node(nodes):
+    """Beside the entry: N - 1 maps of 16 channels and 16 px, and little else."""
+    model = timm.create_model(
+        'test_toponet', num_nodes=None, wiring=[complete(nodes)], widths=(16,), strides=(2,)
+    )
+    images = torch.randn(2, 3, 64, 64)
+    one_map = 4 * 2 * 16 * 16 * 16
+    kept = saved_memory(model, images)
+    model.stages[0].fast = False
+    plain = saved_memory(model, images)
+    two = timm.create_model(
+        'test_toponet', num_nodes=None, wiring=[sequential(2)], widths=(16,), strides=(2,)
+    )
+    around = saved_memory(two, images)  # stem, entry and classifier
+    assert (nodes - 1) * one_map <= kept - around + one_map <= (nodes + 1) * one_map
+    assert plain > 2.5 * (kept - around)
+
+
+# -- inference ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('rule', ['alpha', 'router'])
+@pytest.mark.parametrize('cache', [1, 1 << 16, 1 << 40])
+@pytest.mark.parametrize('last', [False, True])
+def test_images_in_parts_are_the_same_images(rule, cache, last, monkeypatch):
+    model = timm.create_model('test_toponet', connectivity=rule).double().eval()
+    images = torch.randn(5, 3, 32, 32, dtype=torch.float64)
+    if last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    calls = []
+    maps = GraphStage.maps
+
+    def counted(self, x):
+        calls.append(len(x))
+        return maps(self, x)
+
+    with torch.no_grad():
+        for stage in graph_stages(model).values():
+            stage.fast = False
+        expected = model(images)
+        monkeypatch.setattr(GraphStage, 'maps', counted)
+        for stage in graph_stages(model).values():
+            stage.fast = True
+        monkeypatch.setattr(module, '_CACHE', cache)
+        torch.testing.assert_close(model(images), expected)
+    assert sum(calls) == 5 * len(graph_stages(model))
+    if cache == 1:
+        assert set(calls) == {1}
+    elif cache == 1 << 40:
+        assert set(calls) == {5}
+    else:
+        assert len(set(calls)) > 1
+
+
+def test_hooks_see_whole_batches():
+    model = timm.create_model('test_toponet').eval()
+    seen = []
+    model.stages[0].nodes[0].register_forward_hook(lambda _, x, y: seen.append(len(y)))
+    with torch.no_grad():
+        model(torch.randn(4, 3, 64, 64))
+    assert seen == [4]
+
+
+@pytest.mark.parametrize('wiring', [complete(6), residual(6, 2), sequential(4)])
+def test_the_naive_loop_of_the_benchmark_agrees(wiring):
+    model = timm.create_model(
+        'test_toponet', num_nodes=None, wiring=[wiring], widths=(16,), strides=(2,)
+    )
+    naive = as_naive(model)
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(naive.eval()(images), model.eval()(images), rtol=1e-4, atol=1e-4)
+
+
+def test_a_pruned_network_trains_in_the_fast_way():
+    model = timm.create_model('test_toponet')
+    with torch.no_grad():
+        for stage in graph_stages(model).values():
+            stage.connectivity.alpha.uniform_(0.1, 1)
+    smaller, _ = prune(model, fraction=0.3, relative=True)
+    smaller.train()
+    x = torch.randn(2, 16, 24, 24)
+    assert smaller.stages[0].fast_path(x) is not None
