@@ -1322,7 +1322,10 @@ BROKEN = {
         lambda f: cut(saved_net(f) / 'model.safetensors', 0.5).parent,
         r'net/model\.safetensors is truncated or damaged',
     ),
-    'truncated weights': (lambda f: cut(saved_net(f) / 'model.safetensors', 0.5), NOT_WEIGHTS),
+    'truncated weights': (
+        lambda f: cut(saved_net(f) / 'model.safetensors', 0.5),
+        r'net/model\.safetensors is truncated or damaged',
+    ),
     'truncated config': (
         lambda f: cut(saved_net(f) / 'config.json', 0.5).parent,
         r'net/config\.json is not JSON: ',
@@ -1343,7 +1346,7 @@ BROKEN = {
     ),
     'nothing told': (weights_file, 'does not tell of which network it is: give its name, --model'),
     'weights alone': (
-        lambda f: saved_net(f) / 'model.safetensors',
+        lambda f: (saved_net(f) / 'model.safetensors').rename(f / 'w.safetensors'),
         r'does not tell of which network it is: give its name, --model',
     ),
     'other weights': (
@@ -1402,6 +1405,12 @@ def assert_same(model: nn.Module, expected: dict) -> None:
     state = model.state_dict()
     assert state.keys() == expected.keys()
     assert all(torch.equal(state[name], value) for name, value in expected.items())
+
+
+def test_the_weights_in_a_saved_network_are_that_network(tmp_path):
+    model = tiny(num_classes=7)
+    folder = timm_topo.save(model, tmp_path / 'net')
+    assert_same(restore(folder / 'model.safetensors'), model.state_dict())
 
 
 @pytest.mark.parametrize('suffix', ['.pth', '.pth.tar', '.safetensors'])

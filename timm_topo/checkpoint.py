@@ -186,6 +186,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
             raise ValueError('it holds something else than tensors')
     except Exception as error:  # a damaged file makes torch.load raise almost anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        if 'weights_only' in reason:  # whose advice is to run it
+            reason = 'it holds Python objects, which are never loaded'
         raise ValueError(
             f'checkpoint {path} is truncated, damaged or not just weights: {reason}'
         ) from None

@@ -107,6 +107,7 @@ class Damage:
             self.orders = [order for order in ORDERS if any(r['order'] == order for r in rows)]
             self.seeds = sorted({row['seed'] for row in rows if row['order'] == 'random'}) or (0,)
             self.fractions = sorted({row['asked'] for row in rows})
+            self.nodes = (self.output / 'nodes.csv').exists()
 
     def _check(self) -> None:
         """What would stop it later stops it first."""

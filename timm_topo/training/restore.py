@@ -40,6 +40,8 @@ def restore(
             network, or does not tell of which.
     """
     path = Path(path)
+    if path.name == 'model.safetensors' and (path.parent / 'config.json').is_file():
+        path = path.parent  # of a saved network
     if path.is_dir():
         if model is not None:
             raise ValueError(f'{path} is a folder, which names its own network, not {model}')
