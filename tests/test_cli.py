@@ -1407,6 +1407,15 @@ def assert_same(model: nn.Module, expected: dict) -> None:
     assert all(torch.equal(state[name], value) for name, value in expected.items())
 
 
+def test_a_data_folder_alone_is_a_folder_of_class_folders(topo, net, tmp_path):
+    (tmp_path / 'data').mkdir()
+    folder = ('--data-dir', tmp_path / 'data')
+    status, out, err = topo('inspect', net, *folder)
+    assert (status, out) == (1, '')
+    assert err == topo('inspect', net, '--dataset', '', *folder)[2]
+    assert str(tmp_path / 'data') in err
+
+
 def test_the_weights_in_a_saved_network_are_that_network(tmp_path):
     model = tiny(num_classes=7)
     folder = timm_topo.save(model, tmp_path / 'net')

@@ -21,7 +21,7 @@ from timm_topo.training.study import THRESHOLDS, Study
 
 _OURS = {
     '--dataset', '--data-dir', '--seed', '--save', '--output', '--experiment', '--resume',
-    '--from-saved', '--from-saved-weights', '--fit-parameters',
+    '--from-saved', '--from-saved-weights', '--fit-parameters', '--snapshot',
 }  # fmt: skip
 
 

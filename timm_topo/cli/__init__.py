@@ -76,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.training = training
     if training is not None and not getattr(command, 'TRAINS', False):
         parser.error(f'nothing may follow --, got {" ".join(training)}')
+    if getattr(args, 'data_dir', None) and args.dataset is None:
+        args.dataset = ''  # a folder of class folders, as for training
     if hasattr(command, 'check'):
         command.check(parser, args)
     try:
