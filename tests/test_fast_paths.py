@@ -14,7 +14,7 @@ from timm_topo.analysis.prune import prune
 from timm_topo.connectivity import build_connectivity
 from timm_topo.generators import complete, random, residual, sequential
 from timm_topo.nodes import NODES
-from timm_topo.stages import GraphStage, graph_stages
+from timm_topo.stages import GraphStage, graph_stages, lean
 from timm_topo.stages import graph_stage as module
 
 RULES = ['alpha', 'tanh', 'fixed', {'name': 'alpha', 'weigh_sole': False}]
@@ -126,6 +126,55 @@ def test_two_backward_passes_add_up():
     twice = [p.grad for p in stage.parameters() if p.grad is not None]
     for one, two in zip(once, twice, strict=True):
         torch.testing.assert_close(two, 2 * one)
+
+
+@pytest.mark.parametrize('known', [True, False])
+def test_steps_use_the_same_memory(known, monkeypatch):
+    """Where PyTorch tells that there is no second backward pass; values are the same anyway."""
+    lean.let_go()
+    if not known:
+        monkeypatch.setattr(lean, '_keeps_graph', lambda: True)
+    elif not hasattr(torch._C._autograd, '_get_current_graph_task_keep_graph'):
+        pytest.skip('this PyTorch does not tell')
+    stage = stage_of(complete(5)).train()
+    places = []
+    for seed in range(3):
+        x = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.manual_seed(seed))
+        both(stage, x)
+        places.append([flat.data_ptr() for flat in lean._FREE])
+    assert places == ([places[0]] * 3 if known else [[], [], []])
+    assert len(places[0]) == int(known)
+
+
+def test_two_graphs_at_once_do_not_share_memory():
+    lean.let_go()
+    stage = stage_of(complete(5)).train()
+    inputs = [torch.randn(2, 3, 8, 8, dtype=torch.float64) for _ in range(2)]
+    expected = [
+        torch.autograd.grad(stage(x).square().sum(), stage.connectivity.alpha)[0] for x in inputs
+    ]
+    losses = [stage(x).square().sum() for x in inputs]
+    for loss, one in reversed(list(zip(losses, expected))):
+        torch.testing.assert_close(torch.autograd.grad(loss, stage.connectivity.alpha)[0], one)
+
+
+def test_memory_goes_with_other_shapes_and_with_inference():
+    lean.let_go()
+    model = timm.create_model('test_toponet').train()
+    sizes = {}
+    for name, stage in graph_stages(model).items():
+        stage.register_forward_hook(lambda _, x, y, name=name: sizes.update({name: y.numel()}))
+    for side in (64, 32, 64):
+        model(torch.randn(2, 3, side, side)).sum().backward()
+        nodes = {name: stage.wiring.num_nodes for name, stage in graph_stages(model).items()}
+        expected = {(nodes[name] - 1, size) for name, size in sizes.items()}
+        kept = {tuple(flat.shape) for flat in lean._FREE}
+        assert kept == expected or not hasattr(
+            torch._C._autograd, '_get_current_graph_task_keep_graph'
+        )
+    with torch.no_grad():
+        model.eval()(torch.randn(2, 3, 64, 64))
+    assert lean._FREE == []
 
 
 def test_weights_that_change_between_the_passes_are_an_error():

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from ..connectivity import Connectivity
 from ..wiring import Wiring
 from .aggregate import aggregate
-from .lean import lean_chains, lean_stage
+from .lean import lean_chains, lean_stage, let_go
 from .offset import Offset, merge
 
 __all__ = ['GraphStage', 'graph_stages']
@@ -124,6 +124,7 @@ class GraphStage(nn.Module):
     def fast_path(self, x: Tensor) -> Optional[Callable[[Tensor], Tensor]]:
         """How to run on CPU if only the stage output is wanted, where that is faster."""
         if not torch.is_grad_enabled():
+            let_go()
             return self.run_in_parts if self.splits(x) else None
         chains = self.lean(x)
         return None if chains is None else partial(self.run_lean, chains)

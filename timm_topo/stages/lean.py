@@ -6,13 +6,14 @@ N^2/2 edge gradients through memory several times. Here the maps of all nodes li
 - forward: a sum reads each of its inputs once (``embedding_bag`` over rows of the table);
 - backward: batch norm reads its normalised input off its output, (x_j - beta) / gamma (the idea of
   In-Place ABN, Rota Bulo et al., CVPR 2018); sums, ReLU and all but the last convolution are
-  computed anew; gradients with respect to sums lie in a second table, so that what a node gets
-  from its readers is one sum again, and what its edge weights get one matrix-vector product.
+  computed anew; the gradient with respect to a node's sum takes the place of its map, so that what
+  a node gets from its readers is one sum again, and edge weights get products of matrices.
 
 Values and gradients are those of the equation in :class:`timm_topo.stages.GraphStage`.
 """
 
 import math
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,9 +26,12 @@ from torch.autograd.function import once_differentiable
 
 from ..wiring import Wiring
 
-__all__ = ['Chain', 'lean_chains', 'lean_stage']
+__all__ = ['Chain', 'lean_chains', 'lean_stage', 'let_go']
 
 aten = torch.ops.aten
+
+_FREE: list[Tensor] = []  # tables of the last training step
+_LOCK = threading.Lock()
 
 # Below this |gamma| / |beta|, dividing by gamma costs more digits than a float32 can spare.
 _MIN_SCALE = 1e-2
@@ -99,6 +103,10 @@ class _Table:
             return flat.view(b, h, w, c).permute(0, 3, 1, 2)
         return flat.view(self.shape)
 
+    def as_row(self, x: Tensor) -> Tensor:
+        """The values of a map ``(B, C, H, W)`` in the order of this table."""
+        return (x.permute(0, 2, 3, 1) if self.last else x).reshape(-1)
+
     def sum(self, maps: Sequence[int], weights: Tensor) -> Tensor:
         """Weighted sum of some maps: each is read once, and added up in registers."""
         first = torch.arange(self.per_map)[:, None]
@@ -109,15 +117,13 @@ class _Table:
 
     def dots(self, maps: Sequence[int], other: Tensor) -> Tensor:
         """Inner products of some maps with the map ``other``, flat as here."""
-        if maps[-1] - maps[0] == len(maps) - 1:
-            return torch.mv(self.flat[maps[0] : maps[-1] + 1], other)
         return torch.stack([torch.dot(self.flat[k], other) for k in maps])
 
 
 class _LeanStage(torch.autograd.Function):
     @staticmethod
     def forward(ctx, wiring, chains, raw, weights, x, x_0, *parameters) -> Tensor:
-        flat = x_0.new_empty(wiring.num_nodes - 1, x_0.numel())
+        flat = _take(x_0, (wiring.num_nodes - 1, x_0.numel()))
         ctx.form = x_0.shape, not x_0.is_contiguous()
         table = _Table(flat, *ctx.form)
         table[0].copy_(x_0)
@@ -139,28 +145,37 @@ class _LeanStage(torch.autograd.Function):
         wiring, chains = ctx.wiring, ctx.chains
         count = len(chains)
         weights, x, flat, *rest = ctx.saved_tensors
+        again = _keeps_graph()
+        if again:
+            flat = flat.clone()  # a node that is done gives its place to the gradient
         table = _Table(flat, *ctx.form)
         scales, parameters = rest[:count], iter(rest[count:])
         own = [[next(parameters) for _ in chain.parameters()] for chain in chains]
-        grads = _Table(flat.new_empty(wiring.num_nodes, flat.shape[1]), *ctx.form)
-        grads[wiring.num_nodes - 1].copy_(grad_out)
         grad_weights, grad_x = torch.empty_like(weights), None
         grad_own = [()] * count
         by_weight = ctx.needs_input_grad[3]
         index = {edge: e for e, edge in enumerate(wiring.edges)}
+        last = wiring.num_nodes - 1
+        grad_out = table.as_row(grad_out)
+
+        def credit(node: int, grad: Tensor) -> None:
+            start, stop = wiring.in_edges[node]
+            if by_weight:
+                grad_weights[start:stop] = table.dots(wiring.preds(node), grad)
 
         def pull(node: int) -> Optional[Tensor]:
             readers = [t for t in wiring.succs(node) if not (ctx.raw and (node, t) == (0, 1))]
             if not readers:
                 return None
-            return grads.sum(readers, weights[[index[node, t] for t in readers]])
+            of = weights[[index[node, t] for t in readers]]
+            if readers[-1] < last:
+                return table.sum(readers, of)
+            if len(readers) == 1:
+                return table.shaped(grad_out * of)
+            total = table.sum(readers[:-1], of[:-1])
+            return total.add_(table.shaped(grad_out), alpha=of[-1].item())
 
-        def credit(node: int) -> None:
-            start, stop = wiring.in_edges[node]
-            if by_weight:
-                grad_weights[start:stop] = table.dots(wiring.preds(node), grads.flat[node])
-
-        credit(wiring.num_nodes - 1)
+        credit(last, grad_out)
         for node in range(count, 0, -1):
             read = _read(table, x, wiring, weights, ctx.raw, node).relu_()
             grad, grad_own[node - 1] = _chain_backward(
@@ -172,10 +187,13 @@ class _LeanStage(torch.autograd.Function):
                     grad_weights[0] = (grad * x).sum()
                 grad_x = grad.mul_(weights[0])
             else:
-                aten.threshold_backward.grad_input(grad, read, 0, grad_input=grads[node])
-                credit(node)
+                aten.threshold_backward.grad_input(grad, read, 0, grad_input=table[node])
+                credit(node, table.flat[node])
         grad_own = [g for node in grad_own for g in node]
-        return None, None, None, grad_weights if by_weight else None, grad_x, pull(0), *grad_own
+        grad_x_0 = pull(0)
+        if not again:
+            _give_back(flat)
+        return None, None, None, grad_weights if by_weight else None, grad_x, grad_x_0, *grad_own
 
 
 def _read(
@@ -237,6 +255,33 @@ def _chain_backward(
         )  # fmt: skip
         grad_kernels.insert(0, grad_kernel)
     return grad, (*grad_kernels, grad_gamma, grad_beta)
+
+
+def _take(like: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Memory for a table: one that was given back, as fresh pages can cost more than the sums."""
+    with _LOCK:
+        for k, flat in enumerate(_FREE):
+            if flat.shape == shape and flat.dtype == like.dtype:
+                return _FREE.pop(k)
+        _FREE.clear()  # other shapes: what is left of those before goes
+    return like.new_empty(shape)
+
+
+def _give_back(flat: Tensor) -> None:
+    with _LOCK:
+        _FREE.append(flat)
+
+
+def let_go() -> None:
+    """Free the tables that wait for the next training step."""
+    with _LOCK:
+        _FREE.clear()
+
+
+def _keeps_graph() -> bool:
+    """Whether a backward pass is under way after which there may be another (retain_graph)."""
+    keeps = getattr(torch._C._autograd, '_get_current_graph_task_keep_graph', None)
+    return keeps is None or keeps()
 
 
 @lru_cache(maxsize=256)
