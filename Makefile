@@ -36,12 +36,12 @@ lint: $(STAMP)
 
 unit: $(STAMP)
 	@echo '== test suite'
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
 
 # timm's own tests/test_models.py, from its source distribution, on our models
 upstream: $(STAMP) $(TIMM_TESTS)/test_models.py
 	@echo "== timm's own model tests on our models"
-	@OMP_NUM_THREADS=1 PYTHONPATH=tests/upstream $(BIN)/python -m pytest -q -n $(JOBS) \
+	@OMP_NUM_THREADS=1 PYTHONPATH=tests/upstream $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal \
 	  -c /dev/null --rootdir=$(TIMM_TESTS) -p timm_upstream -p no:cacheprovider -W ignore \
 	  --import-mode=importlib $(TIMM_TESTS)/test_models.py
 

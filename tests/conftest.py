@@ -1,5 +1,6 @@
 """What several test files share: determinism, random models, a naive executor, running tools."""
 
+import os
 import runpy
 import sys
 from pathlib import Path
@@ -10,6 +11,9 @@ from hypothesis import settings
 from torch import nn
 
 ROOT = Path(__file__).parents[1]
+
+if not torch.cuda.is_available():
+    os.environ.setdefault('TRITON_INTERPRET', '1')  # before Triton is imported: kernels run on CPU
 
 settings.register_profile(
     'deterministic', derandomize=True, deadline=None, max_examples=50, database=None

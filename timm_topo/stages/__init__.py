@@ -1,6 +1,6 @@
 """Executing a wiring."""
 
-from .aggregate import aggregate, aggregate_reference
+from .aggregate import aggregate, aggregate_reference, set_fused_aggregate
 from .branch_graph import BranchGraph, layered
 from .buffer import adjacency, evaluation_mode, record_adjacency, record_runs
 from .cross_stage import CrossStageGraph, jumps
@@ -21,5 +21,6 @@ __all__ = [
     'layered',
     'record_adjacency',
     'record_runs',
+    'set_fused_aggregate',
     'shrink',
 ]

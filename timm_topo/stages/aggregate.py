@@ -1,14 +1,56 @@
 """Weighted sum of feature maps, y = sum_i w_i x_i: readable reference and fast path."""
 
+import os
 from typing import List
 
 import torch
 from torch import Tensor
 
-__all__ = ['aggregate', 'aggregate_reference']
+__all__ = ['aggregate', 'aggregate_reference', 'is_fused', 'set_fused_aggregate']
+
+_fused = False
 
 
-def aggregate(inputs: List[Tensor], weights: Tensor) -> Tensor:
+def set_fused_aggregate(enable: bool = True) -> None:
+    """Whether sums over maps on a GPU are a Triton kernel, the ReLU after them folded in.
+
+    Off by default: it has not been measured yet. What is traced, scripted or compiled never uses
+    it.
+
+    Raises:
+        ImportError: Triton is missing or older than 3.2.
+    """
+    global _fused
+    if enable:
+        _import_fused()
+    _fused = enable
+
+
+def is_fused(x: Tensor) -> bool:
+    """Whether sums over maps like ``x`` are the Triton kernel.
+
+    Triton's interpreter (``TRITON_INTERPRET=1``) takes maps on CPU too.
+    """
+    if not _fused or not isinstance(x, Tensor):  # no tensor: a proxy of torch.fx
+        return False
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    return x.is_cuda or (x.device.type == 'cpu' and os.environ.get('TRITON_INTERPRET') == '1')
+
+
+def _import_fused():
+    try:
+        import triton
+
+        if tuple(map(int, triton.__version__.split('.')[:2])) < (3, 2):
+            raise ImportError(f'Triton is {triton.__version__}')
+        from . import fused
+    except ImportError as error:
+        raise ImportError(f'{error}: the fused sum needs Triton 3.2 or newer') from None
+    return fused
+
+
+def aggregate(inputs: List[Tensor], weights: Tensor, relu: bool = False) -> Tensor:
     """Weighted sum of feature maps (TopoNet, Eq. 1).
 
     The result is a new tensor that nothing else holds, so the caller may change it in place.
@@ -16,6 +58,7 @@ def aggregate(inputs: List[Tensor], weights: Tensor) -> Tensor:
     Args:
         inputs: ``in_degree >= 1`` maps of one shape ``(B, C, H, W)``, dtype and device.
         weights: ``(in_degree,)``, or ``(B, in_degree)`` for weights per image.
+        relu: Whether to return max(y, 0).
 
     Returns:
         ``(B, C, H, W)`` in the dtype of the inputs; half precision is accumulated in float32.
@@ -23,12 +66,14 @@ def aggregate(inputs: List[Tensor], weights: Tensor) -> Tensor:
     Raises:
         ValueError: No inputs, or weights that do not fit them.
     """
-    if torch.jit.is_scripting():
-        return aggregate_reference(inputs, weights)
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return aggregate_reference(inputs, weights)
-    _check(inputs, weights)
-    return _WeightedSum.apply(weights, *inputs)
+    if torch.jit.is_scripting() or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        total = aggregate_reference(inputs, weights)
+    else:
+        _check(inputs, weights)
+        if is_fused(inputs[0]):
+            return _import_fused().fused_sum(inputs, weights, relu)
+        total = _WeightedSum.apply(weights, *inputs)
+    return total.relu_() if relu else total
 
 
 def aggregate_reference(inputs: List[Tensor], weights: Tensor) -> Tensor:

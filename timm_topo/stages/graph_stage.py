@@ -15,8 +15,8 @@ from torch.utils.checkpoint import checkpoint
 
 from ..connectivity import Connectivity
 from ..wiring import Wiring
-from .aggregate import aggregate
-from .lean import lean_chains, lean_stage, let_go
+from .aggregate import aggregate, is_fused
+from .lean import lean_chains, lean_stage, let_go, starts_with_relu
 from .offset import Offset, merge
 
 __all__ = ['GraphStage', 'graph_stages']
@@ -301,10 +301,10 @@ class GraphStage(nn.Module):
             inputs = self.inputs(i + 1, x, maps)
             if skipping and not torch.jit.is_scripting():
                 x_j = _run_where(node, offset, inputs, rows[-1], is_open, x_0)
-            elif self.by_node and not torch.jit.is_scripting():
-                x_j = self.compute(node, offset, inputs, rows[-1])
-            else:
+            elif torch.jit.is_scripting():
                 x_j = node(offset(aggregate(inputs, rows[-1])))
+            else:
+                x_j = self.compute(node, offset, inputs, rows[-1])
             maps = self.offer(i + 1, x_j, maps)
             pooled = self.pool(x_j, pooled)
         last = len(self.nodes) + 1
@@ -322,12 +322,20 @@ class GraphStage(nn.Module):
     def compute(
         self, node: nn.Module, offset: nn.Module, inputs: List[Tensor], weights: Tensor
     ) -> Tensor:
-        """The map of one node, of which only what it read is kept for the backward pass."""
+        """The map of one node.
+
+        With activation checkpointing per node, only what it reads is kept for the backward pass.
+        """
 
         def run(weights: Tensor, *inputs: Tensor) -> Tensor:
+            if is_fused(inputs[0]) and isinstance(offset, nn.Identity) and starts_with_relu(node):
+                x = aggregate(list(inputs), weights, relu=True)
+                for layer in node.layers()[1:]:
+                    x = layer(x)
+                return x
             return node(offset(aggregate(list(inputs), weights)))
 
-        if not self.recomputes():
+        if not self.by_node or not self.recomputes():
             return run(weights, *inputs)
         return checkpoint(run, weights, *inputs, use_reentrant=False)
 

@@ -26,7 +26,7 @@ from torch.autograd.function import once_differentiable
 
 from ..wiring import Wiring
 
-__all__ = ['Chain', 'lean_chains', 'lean_stage', 'let_go']
+__all__ = ['Chain', 'lean_chains', 'lean_stage', 'let_go', 'starts_with_relu']
 
 aten = torch.ops.aten
 
@@ -291,6 +291,14 @@ def _row_length(size: int, most: int = 4096) -> int:
         math.gcd(size, most)
         if size % most == 0
         else max(d for d in range(1, min(size, most) + 1) if size % d == 0)
+    )
+
+
+def starts_with_relu(node: nn.Module) -> bool:
+    """Whether a node is its ``layers()`` one after another, a ReLU first that nobody watches."""
+    layers = node.layers() if hasattr(node, 'layers') else ()
+    return (
+        bool(layers) and type(layers[0]) is nn.ReLU and not any(map(_has_hooks, (node, layers[0])))
     )
 
 

@@ -1,0 +1,182 @@
+"""The Triton kernel is the equation: on a GPU, or in Triton's interpreter on CPU (conftest.py)."""
+
+import copy
+import sys
+
+import pytest
+import timm
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from timm_topo.stages import aggregate, graph_stages, set_fused_aggregate
+from timm_topo.stages.aggregate import aggregate_reference, is_fused
+
+pytest.importorskip('triton', '3.2', reason='Triton 3.2 or newer is not installed')
+DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
+
+
+@pytest.fixture(autouse=True)
+def fused():
+    set_fused_aggregate()
+    yield
+    set_fused_aggregate(False)
+
+
+def gradients(run, inputs: list[Tensor], weights: Tensor) -> list[Tensor]:
+    """The output, and gradients of the weights and of every map."""
+    leaves = [t.detach().clone().requires_grad_() for t in (weights, *inputs)]
+    y = run(leaves[1:], leaves[0])
+    toward = torch.arange(y.numel(), device=y.device) % 7 - 3  # exact in any type
+    return [y, *torch.autograd.grad((y * toward.to(y.dtype).view_as(y)).sum(), leaves)]
+
+
+def draw(count, shape, seed, per_image, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    inputs = [torch.randn(shape, generator=generator).to(DEVICE, dtype) for _ in range(count)]
+    size = (shape[0], count) if per_image else (count,)
+    return inputs, torch.randn(size, generator=generator).to(DEVICE, torch.float64)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    count=st.integers(1, 6), batch=st.integers(1, 3), channels=st.integers(1, 5),
+    height=st.sampled_from([1, 7, 16]), width=st.sampled_from([1, 5, 19]), seed=st.integers(0, 99),
+    per_image=st.booleans(), relu=st.booleans(), last=st.sampled_from(['no', 'yes', 'some']),
+)  # fmt: skip
+def test_values_and_gradients(
+    count, batch, channels, height, width, seed, per_image, relu, last
+):  # fmt: skip
+    inputs, weights = draw(count, (batch, channels, height, width), seed, per_image)
+    for i, x in enumerate(inputs):
+        if last == 'yes' or (last == 'some' and i % 2):
+            inputs[i] = x.contiguous(memory_format=torch.channels_last)
+    assert is_fused(inputs[0])
+
+    def reference(xs, w):
+        y = aggregate_reference(xs, w)
+        return y.relu() if relu else y
+
+    got = gradients(lambda xs, w: aggregate(xs, w, relu=relu), inputs, weights)
+    expected = gradients(reference, inputs, weights)
+    for mine, theirs in zip(got, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
+
+
+def test_more_than_one_block_of_an_image():
+    inputs, weights = draw(3, (2, 4, 30, 29), 0, True)
+    got = gradients(lambda xs, w: aggregate(xs, w, relu=True), inputs, weights)
+    expected = gradients(lambda xs, w: aggregate_reference(xs, w).relu(), inputs, weights)
+    for mine, theirs in zip(got, expected, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16])
+def test_half_precision_is_added_up_in_float32(dtype):
+    """Rounded once: as near to float64 as the type allows."""
+    inputs, weights = draw(40, (2, 3, 8, 8), 0, False, dtype)
+    got = gradients(aggregate, inputs, weights.float())
+    exact = gradients(aggregate_reference, [x.double() for x in inputs], weights)
+    assert [t.dtype for t in got] == [dtype, torch.float32, *[dtype] * 40]
+    eps = torch.finfo(dtype).eps
+    for mine, theirs in zip(got, exact, strict=True):
+        error = (mine.double() - theirs).abs()
+        assert (error <= eps * theirs.abs() + 1e-5 * theirs.abs().max()).all()
+
+
+def test_only_what_is_asked_for_gets_a_gradient():
+    inputs, weights = draw(3, (2, 3, 4, 4), 0, False)
+    inputs[1].requires_grad_()
+    aggregate(inputs, weights).sum().backward()
+    assert inputs[0].grad is None
+    assert weights.grad is None
+    torch.testing.assert_close(inputs[1].grad, weights[1].expand(2, 3, 4, 4))
+    weights.requires_grad_()
+    aggregate([x.detach() for x in inputs], weights).sum().backward()
+    torch.testing.assert_close(weights.grad, torch.stack([x.detach().sum() for x in inputs]))
+
+
+def test_its_gradients_have_none():
+    inputs, weights = draw(2, (1, 2, 3, 3), 0, False)
+    weights.requires_grad_()
+    (grad,) = torch.autograd.grad(
+        aggregate(inputs, weights).square().sum(), weights, create_graph=True
+    )
+    with pytest.raises(RuntimeError, match='once_differentiable'):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize(
+    ('name', 'rule'),
+    [('test_toponet', 'alpha'), ('test_toponet', 'router'), ('test_dagnet', 'tanh'),
+     ('test_randwire', 'sigmoid')],
+)  # fmt: skip
+@pytest.mark.parametrize('training', [True, False])
+def test_networks_are_the_same(name, rule, training, monkeypatch):
+    from timm_topo.stages import fused
+
+    torch.manual_seed(0)
+    model = (
+        timm.create_model(name, num_classes=5, connectivity=rule)
+        .double()
+        .to(DEVICE)
+        .train(training)
+    )
+    for stage in graph_stages(model).values():
+        stage.fast = False
+    plain = copy.deepcopy(model)
+    images = torch.randn(2, 3, 32, 32, dtype=torch.float64, device=DEVICE)
+    calls = []
+    inner = fused.fused_sum
+    monkeypatch.setattr(fused, 'fused_sum', lambda *args: calls.append(args[2]) or inner(*args))
+    results = []
+    for one in (model, plain):
+        set_fused_aggregate(one is model)
+        output = one(images)
+        output.square().sum().backward()
+        results.append([output, *(p.grad for p in one.parameters())])
+    for mine, theirs in zip(*results, strict=True):
+        assert (mine is None) == (theirs is None)
+        if mine is not None:
+            torch.testing.assert_close(mine, theirs)
+    nodes = sum(stage.wiring.num_nodes - 1 for stage in graph_stages(model).values())
+    assert len(calls) == nodes
+    if name == 'test_toponet':  # all nodes start with a ReLU; outputs have none
+        assert calls.count(False) == len(graph_stages(model))
+
+
+def test_a_watched_relu_is_not_folded_in():
+    model = timm.create_model('test_toponet').to(DEVICE).train()
+    for stage in graph_stages(model).values():
+        stage.fast = False
+    seen = []
+    model.stages[0].nodes[0].act.register_forward_hook(lambda _, x, y: seen.append(y))
+    model(torch.randn(2, 3, 64, 64, device=DEVICE))
+    assert len(seen) == 1
+
+
+def test_traces_hold_plain_operations():
+    model = timm.create_model('test_toponet').to(DEVICE).eval()
+    images = torch.randn(1, 3, 64, 64, device=DEVICE)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.jit.trace(model, images)(images), model(images))
+        torch.testing.assert_close(torch.fx.symbolic_trace(model)(images), model(images))
+
+
+def test_without_triton_it_is_refused(monkeypatch):
+    set_fused_aggregate(False)
+    monkeypatch.setitem(sys.modules, 'triton', None)
+    with pytest.raises(ImportError, match=r'needs Triton 3\.2 or newer'):
+        set_fused_aggregate()
+    x = torch.ones(1, 1, 1, 1)
+    assert not is_fused(x)
+    assert aggregate([x], torch.ones(1)).item() == 1
+
+
+def test_an_old_triton_is_refused(monkeypatch):
+    import triton
+
+    monkeypatch.setattr(triton, '__version__', '3.0.0')
+    with pytest.raises(ImportError, match=r'Triton is 3\.0\.0'):
+        set_fused_aggregate()
