@@ -8,17 +8,11 @@ import torch
 from torch import nn
 
 from timm_topo.analysis import benchmark
-from timm_topo.analysis.benchmark import (
-    SUITES,
-    as_floor,
-    as_naive,
-    markdown,
-    peak_memory,
-    saved_memory,
-    suite,
-    write_json,
-)
+from timm_topo.analysis.benchmark import SUITES, markdown, suite, write_json
+from timm_topo.analysis.executors import as_floor, as_naive
+from timm_topo.analysis.memory import peak_memory, saved_memory
 from timm_topo.stages import graph_stages
+from timm_topo.stages.aggregate import is_fused
 
 
 @pytest.mark.parametrize('name', ['test_toponet', 'test_dagnet', 'test_randwire', 'toporesnet20'])
@@ -120,4 +114,52 @@ def test_tables_and_json(tmp_path):
 
 
 def test_the_suites_are_those_of_the_documentation():
-    assert list(SUITES) == ['main', 'cifar', 'routed', 'pruned', 'memory', 'growth', 'start']
+    assert list(SUITES) == [
+        'main', 'cifar', 'routed', 'pruned', 'memory', 'growth', 'start', 'compile', 'gpu'
+    ]  # fmt: skip
+
+
+def test_creation_is_counted_by_convolution(monkeypatch):
+    for name, model in (('_MAIN', 'test_toponet'), ('_PLAIN', 'test_resnet')):
+        monkeypatch.setattr(benchmark, name, model)
+    monkeypatch.setattr(benchmark, '_ROUTED', 'test_dagnet')
+    monkeypatch.setattr(benchmark, '_run_python', lambda program: None)
+    rows = suite('start', 1)
+    assert [row['network'] for row in rows if row['of'] == 'import'] == ['timm', 'timm_topo']
+    made = {(row['of'], row['network']): row for row in rows if row['of'] != 'import'}
+    assert len(made) == 8
+    row = made['creation on meta', 'test_toponet']
+    weights = timm.create_model('test_toponet').state_dict()
+    assert row['convolutions'] == sum(w.ndim == 4 for w in weights.values())
+    assert row['ms each'] == pytest.approx(row['ms'] / row['convolutions'], abs=0.01)
+
+
+def test_pruned_networks_are_beside_the_whole_and_their_own_nodes(monkeypatch):
+    monkeypatch.setattr(benchmark, '_MAIN', 'test_toponet')
+    monkeypatch.setattr(benchmark, '_PERCENT', (20, 40))
+    rows = suite('pruned', 1)
+    tables = {}
+    for row in rows:
+        tables.setdefault(row['of'], []).append(row['network'])
+    some = ['20% of edges removed', '40% of edges removed']
+    modes = [', forward', ', forward and backward']
+    assert tables == {
+        **{'8 images of 224 px' + mode: ['test_toponet', *some] for mode in modes},
+        **{label + mode: ['its nodes alone', label] for label in some for mode in modes},
+    }
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_every_precision_layout_and_kernel_is_timed(monkeypatch):
+    """On CPU, in Triton's interpreter, and without compiling."""
+    pytest.importorskip('triton', '3.2', reason='Triton 3.2 or newer is not installed')
+    for name, model in (('_MAIN', 'test_toponet'), ('_PLAIN', 'test_resnet')):
+        monkeypatch.setattr(benchmark, name, model)
+    monkeypatch.setattr(benchmark, '_GPU_BATCH', (2, 32))
+    monkeypatch.setattr(torch, 'compile', lambda model: model)
+    rows = benchmark._gpu(1, 'cpu')
+    assert len({(row['of'], row['network']) for row in rows}) == len(rows) == 3 * 2 * 10
+    assert all(row['images/s'] > 0 for row in rows)
+    assert not is_fused(torch.ones(1))
+    with pytest.raises(ValueError, match="suite 'gpu' needs device cuda, got 'cpu'"):
+        suite('gpu')

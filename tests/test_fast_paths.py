@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from timm_topo.analysis.benchmark import as_naive, saved_memory
+from timm_topo.analysis.executors import as_naive
+from timm_topo.analysis.memory import saved_memory
 from timm_topo.analysis.prune import prune
 from timm_topo.connectivity import build_connectivity
 from timm_topo.generators import complete, random, residual, sequential

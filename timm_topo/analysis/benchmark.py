@@ -6,6 +6,7 @@ the machine does hits all alike.
 
 import copy
 import json
+import statistics
 import subprocess
 import sys
 import time
@@ -18,17 +19,15 @@ import torch
 from torch import Tensor, nn
 
 from ..generators import complete
-from ..stages import CrossStageGraph, GraphStage, graph_stages
+from ..stages import graph_stages, set_fused_aggregate
 from .cost import Latency, latency
+from .executors import EXECUTORS, as_floor, as_naive
+from .memory import peak_memory, saved_memory
 from .prune import prune
 
 __all__ = [
     'SUITES',
-    'as_floor',
-    'as_naive',
     'markdown',
-    'peak_memory',
-    'saved_memory',
     'suite',
     'write_json',
 ]
@@ -36,127 +35,9 @@ __all__ = [
 _ROUTED = 'dgnet_resnet50'
 _MAIN, _PLAIN = 'toponet_adaptive', 'resnet50'
 _SMALL, _SMALL_PLAIN = 'toporesnet20', 'resnet_cifar20'
-
-
-# -- other executors ------------------------------------------------------------------------------
-
-
-def as_naive(model: nn.Module) -> nn.Module:
-    """A copy whose stages add products up one by one, x'_j = sum_i a_ij * x_i.
-
-    Args:
-        model: A model with stages that are :class:`GraphStage` or :class:`CrossStageGraph`.
-    """
-    return _executed_by(_naive, model)
-
-
-def as_floor(model: nn.Module) -> nn.Module:
-    """A copy whose nodes read their last source alone, unweighed: what nodes cost without edges."""
-    return _executed_by(_floor, model)
-
-
-def _executed_by(run: Callable, model: nn.Module) -> nn.Module:
-    model = copy.deepcopy(model)
-    for name, stage in graph_stages(model).items():
-        if type(stage) not in (GraphStage, CrossStageGraph) or stage.needs_context:
-            raise ValueError(f'{name}: only static sums over maps have a naive form')
-        stage.forward = partial(run, stage)
-    return model
-
-
-def _naive(stage: GraphStage, x: Tensor) -> Tensor:
-    weights = stage.connectivity.pass_weights()
-
-    def read(node: int, maps: list[Tensor]) -> Tensor:
-        start, stop = stage.wiring.in_edges[node]
-        inputs = stage.inputs(node, x, maps)
-        return sum(a * x_i for a, x_i in zip(weights[start:stop], inputs))
-
-    return _run(stage, x, read)
-
-
-def _floor(stage: GraphStage, x: Tensor) -> Tensor:
-    for module in stage.nodes.modules():
-        if getattr(module, 'inplace', False):
-            module.inplace = False  # what it reads is no sum of its own
-    return _run(stage, x, lambda node, maps: stage.inputs(node, x, maps)[-1])
-
-
-def _run(stage: GraphStage, x: Tensor, read: Callable) -> Tensor:
-    maps = stage.offer(0, stage.entry(x), [])
-    for number, node in enumerate(stage.nodes, start=1):
-        maps = stage.offer(number, node(read(number, maps)), maps)
-    return read(stage.wiring.num_nodes - 1, maps)
-
-
-# -- memory ---------------------------------------------------------------------------------------
-
-
-def saved_memory(model: nn.Module, images: Tensor) -> int:
-    """Bytes that autograd keeps between forward and backward, parameters left out.
-
-    A storage counts once, however many tensors are views of it.
-    """
-    own = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
-    kept, alive = {}, []
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-            alive.append(storage)  # so that no later tensor takes its address
-        return tensor
-
-    model.train()
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = model(images).sum()
-    del loss
-    return sum(kept.values())
-
-
-def peak_memory(name: str, executor: str, shape: Sequence[int]) -> int:
-    """Growth of the resident memory of a new process at its peak in a training step, in bytes.
-
-    Gradients of parameters are part of it. Linux only.
-
-    Args:
-        name: A registered model.
-        executor: ``'ours'``, ``'naive'`` or ``'floor'``.
-        shape: Of the images, ``(B, C, H, W)``.
-    """
-    program = (
-        'import sys, timm_topo.analysis.benchmark as b; '
-        'print(b._peak(sys.argv[1], sys.argv[2], eval(sys.argv[3])))'
-    )
-    done = subprocess.run(
-        [sys.executable, '-c', program, name, executor, repr(tuple(shape))],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    return int(done.stdout)
-
-
-def _peak(name: str, executor: str, shape: Sequence[int]) -> int:
-    model = _executor(executor)(timm.create_model(name)).train()
-    images = torch.randn(shape)
-    model(images[:1]).sum().backward()  # libraries load kernels when they are first used
-    model.zero_grad(set_to_none=True)
-    Path('/proc/self/clear_refs').write_text('5')  # forget the peak so far (Linux)
-    before = _resident('VmRSS')
-    model(images).sum().backward()
-    return _resident('VmHWM') - before
-
-
-def _resident(kind: str) -> int:
-    """Bytes of this process in memory, now (VmRSS) or at the peak (VmHWM)."""
-    lines = Path('/proc/self/status').read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(kind))
-
-
-def _executor(name: str) -> Callable[[nn.Module], nn.Module]:
-    return {'ours': lambda model: model, 'naive': as_naive, 'floor': as_floor}[name]
-
-
-# -- suites ---------------------------------------------------------------------------------------
+_TINY = 'toponet_tiny_adaptive'
+_GPU_BATCH = (256, 224)  # images, pixels
+_PERCENT = (20, 40, 60, 80)  # of edges removed
 
 
 def suite(name: str, rounds: int = 10, device: str = 'cpu') -> list[dict]:
@@ -171,10 +52,12 @@ def suite(name: str, rounds: int = 10, device: str = 'cpu') -> list[dict]:
         Rows with ``suite``, ``of`` (what was measured), ``network``, and numbers.
 
     Raises:
-        ValueError: An unknown suite.
+        ValueError: An unknown suite, or one for GPUs on another device.
     """
     if name not in SUITES:
         raise ValueError(f'unknown suite {name!r}; known: {", ".join(SUITES)}')
+    if name == 'gpu' and not device.startswith('cuda'):
+        raise ValueError(f"suite 'gpu' needs device cuda, got {device!r}")
     return [{'suite': name, **row} for row in SUITES[name](rounds, device)]
 
 
@@ -236,17 +119,22 @@ def _routed(rounds: int, device: str) -> list[dict]:
 
 
 def _pruned(rounds: int, device: str) -> list[dict]:
-    """(4): what removing edges gains."""
+    """(4): what removing edges gains, beside the whole network and beside the nodes left."""
     torch.manual_seed(0)
     model = timm.create_model(_MAIN)
     for stage in graph_stages(model).values():
         nn.init.uniform_(stage.connectivity.alpha)
-    models = {f'{_MAIN}, nodes alone': as_floor(model), _MAIN: model}
-    for percent in (20, 40, 60, 80):
-        models[f'{percent}% of edges removed'] = prune(
+    smaller = {}
+    for percent in _PERCENT:
+        smaller[f'{percent}% of edges removed'] = prune(
             model, fraction=percent / 100, relative=True, probe=torch.randn(1, 3, 64, 64)
         )[0]
-    return _timed('8 images of 224 px', models, (8, 3, 224, 224), rounds, device)
+    shape = (8, 3, 224, 224)
+    rows = _timed('8 images of 224 px', {_MAIN: model, **smaller}, shape, rounds, device)
+    for label, network in smaller.items():
+        models = {'its nodes alone': as_floor(network), label: network}
+        rows += _timed(label, models, shape, rounds, device)
+    return rows
 
 
 def _memory(rounds: int, device: str) -> list[dict]:
@@ -260,7 +148,7 @@ def _memory(rounds: int, device: str) -> list[dict]:
             (plain, plain, 'ours'), (name, name, 'ours'),
             (f'{name}, naive loop', name, 'naive'), (f'{name}, nodes alone', name, 'floor'),
         ):  # fmt: skip
-            model = _executor(executor)(timm.create_model(network))
+            model = EXECUTORS[executor](timm.create_model(network))
             saved = saved_memory(model, torch.randn(shape)) / 2**20
             peak = peak_memory(network, executor, shape) / 2**20
             unit = unit or (saved, peak)
@@ -292,26 +180,113 @@ def _growth(rounds: int, device: str) -> list[dict]:
 
 def _start(rounds: int, device: str) -> list[dict]:
     """Import, creation, also without memory on the meta device."""
-    rows = []
-    base = 'import timm'
-    for label, program in (('import timm', base), ('import timm_topo', 'import timm_topo')):
-        taken = []
-        for _ in range(min(rounds, 5)):
-            start = time.perf_counter()
-            subprocess.run([sys.executable, '-c', program], check=True)
-            taken.append(time.perf_counter() - start)
-        ms = round(1000 * sorted(taken)[len(taken) // 2])
-        rows.append({'of': 'import', 'network': label, 'ms': ms})
+    programs = {name: partial(_run_python, f'import {name}') for name in ('timm', 'timm_topo')}
+    rows = _in_turn('import', programs, min(rounds, 5))
+    names = (_PLAIN, _MAIN, _ROUTED, 'dagnet60')
     for place in ('cpu', 'meta'):
-        for name in (_PLAIN, _MAIN, _ROUTED, 'dagnet60'):
-            taken = []
-            for _ in range(min(rounds, 5)):
-                start = time.perf_counter()
-                with torch.device(place):
-                    timm.create_model(name)
-                taken.append(time.perf_counter() - start)
-            ms = round(1000 * sorted(taken)[len(taken) // 2])
-            rows.append({'of': f'creation on {place}', 'network': name, 'ms': ms})
+        makers = {name: partial(_create, name, place) for name in names}
+        for row in _in_turn(f'creation on {place}', makers, min(rounds, 5)):
+            convs = sum(isinstance(m, nn.Conv2d) for m in _create(row['network'], 'meta').modules())
+            rows.append({**row, 'convolutions': convs, 'ms each': round(row['ms'] / convs, 2)})
+    return rows
+
+
+def _run_python(program: str) -> None:
+    subprocess.run([sys.executable, '-c', program], check=True)
+
+
+def _create(name: str, place: str) -> nn.Module:
+    with torch.device(place):
+        return timm.create_model(name)
+
+
+def _in_turn(of: str, jobs: dict[str, Callable], rounds: int) -> list[dict]:
+    """Median time of each job, and of its ratio to the first."""
+    times = {label: [] for label in jobs}
+    for _ in range(rounds + 1):
+        for label, job in jobs.items():
+            start = time.perf_counter()
+            job()
+            times[label].append(1000 * (time.perf_counter() - start))
+    unit = next(iter(times.values()))[1:]
+    return [
+        {
+            'of': of, 'network': label,
+            'ratio': round(statistics.median(t / u for t, u in zip(taken[1:], unit)), 3),
+            'ms': round(statistics.median(taken[1:]), 1),
+        }
+        for label, taken in times.items()
+    ]  # fmt: skip
+
+
+def _compile(rounds: int, device: str) -> list[dict]:
+    """torch.compile beside the executor, on a small network; its first calls, too."""
+    model = timm.create_model(_TINY).to(device)
+    by_node = copy.deepcopy(model)
+    for stage in graph_stages(by_node).values():
+        stage.fast = False
+    models = {_TINY: model, 'node by node': by_node, 'compiled': torch.compile(model)}
+    shape, images = (128, 3, 32, 32), torch.randn(128, 3, 32, 32, device=device)
+    rows = []
+    for mode in ('forward', 'forward and backward'):
+        training = mode != 'forward'
+        start = time.perf_counter()
+        with torch.set_grad_enabled(training):
+            output = models['compiled'].train(training)(images)
+        if training:
+            output.sum().backward()
+        seconds = time.perf_counter() - start
+        times = latency(models, shape[1:], shape[0], rounds, training=training)
+        rows += [
+            {
+                'of': f'128 images of 32 px, {mode}', 'network': label, **_numbers(taken),
+                'first call': f'{seconds:.0f} s' if label == 'compiled' else '',
+            }
+            for label, taken in times.items()
+        ]  # fmt: skip
+    return rows
+
+
+class _Cast(nn.Module):
+    """A model with its precision, memory layout and kernel."""
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype, last: bool, fused: bool):
+        super().__init__()
+        self.model, self.dtype, self.fused = model, dtype, fused
+        self.layout = torch.channels_last if last else torch.contiguous_format
+
+    def forward(self, x: Tensor) -> Tensor:
+        set_fused_aggregate(self.fused)
+        x = x.contiguous(memory_format=self.layout)
+        with torch.autocast(x.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            return self.model(x).float()
+
+
+def _gpu(rounds: int, device: str) -> list[dict]:
+    """Precision, layout, the fused kernel and the compiler, in images per second."""
+    batch, pixels = _GPU_BATCH
+    rows = []
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        models = {}
+        for last in (False, True):
+            label = f'{str(dtype)[6:]}, {"channels last" if last else "contiguous"}'
+            layout = torch.channels_last if last else torch.contiguous_format
+            plain, ours = (
+                timm.create_model(name).to(memory_format=layout) for name in (_PLAIN, _MAIN)
+            )
+            models |= {
+                f'{_PLAIN}, {label}': _Cast(plain, dtype, last, False),
+                f'{_PLAIN}, {label}, compiled': _Cast(torch.compile(plain), dtype, last, False),
+                f'{_MAIN}, {label}': _Cast(ours, dtype, last, False),
+                f'{_MAIN}, {label}, fused': _Cast(ours, dtype, last, True),
+                f'{_MAIN}, {label}, compiled': _Cast(torch.compile(ours), dtype, last, False),
+            }
+        try:
+            of = f'{batch} images of {pixels} px'
+            timed = _timed(of, models, (batch, 3, pixels, pixels), rounds, device)
+        finally:
+            set_fused_aggregate(False)
+        rows += [{**row, 'images/s': round(1000 * batch / row['ms'], 1)} for row in timed]
     return rows
 
 
@@ -341,6 +316,8 @@ SUITES = {
     'memory': _memory,
     'growth': _growth,
     'start': _start,
+    'compile': _compile,
+    'gpu': _gpu,
 }
 
 
