@@ -149,8 +149,8 @@ def _memory(rounds: int, device: str) -> list[dict]:
             (f'{name}, naive loop', name, 'naive'), (f'{name}, nodes alone', name, 'floor'),
         ):  # fmt: skip
             model = EXECUTORS[executor](timm.create_model(network))
-            saved = saved_memory(model, torch.randn(shape)) / 2**20
-            peak = peak_memory(network, executor, shape) / 2**20
+            saved = saved_memory(model.to(device), torch.randn(shape, device=device)) / 2**20
+            peak = peak_memory(network, executor, shape, device) / 2**20
             unit = unit or (saved, peak)
             rows.append({
                 'of': f'{shape[0]} images of {shape[-1]} px, a training step', 'network': label,

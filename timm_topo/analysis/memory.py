@@ -1,5 +1,6 @@
 """Memory of a training step, by what autograd keeps and by what the process takes."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -38,42 +39,52 @@ def saved_memory(model: nn.Module, images: Tensor) -> int:
     return sum(kept.values())
 
 
-def peak_memory(name: str, executor: str, shape: Sequence[int]) -> int:
-    """Growth of the resident memory of a new process at its peak in training, in bytes.
+def peak_memory(name: str, executor: str, shape: Sequence[int], device: str = 'cpu') -> int:
+    """Growth of the memory of a new process at its peak in training, in bytes.
 
-    The most of several steps: what an allocator does not give back between them is part of it, and
-    so are gradients of parameters. Linux only.
+    The most of several steps, gradients of parameters included. On CPU: of the resident memory, so
+    that what an allocator does not give back between steps is part of it; Linux only. On a GPU: of
+    what PyTorch has allocated there.
 
     Args:
         name: A registered model.
         executor: One of :data:`timm_topo.analysis.executors.EXECUTORS`.
         shape: Of the images, ``(B, C, H, W)``.
+        device: Where to train.
     """
-    program = (
-        'import sys, timm_topo.analysis.memory as m; '
-        'print(m._peak(sys.argv[1], sys.argv[2], eval(sys.argv[3])))'
-    )
+    program = 'import sys, timm_topo.analysis.memory as m; print(m._peak(*sys.argv[1:]))'
     done = subprocess.run(
-        [sys.executable, '-c', program, name, executor, repr(tuple(shape))],
+        [sys.executable, '-c', program, name, executor, json.dumps(tuple(shape)), device],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     return int(done.stdout)
 
 
-def _peak(name: str, executor: str, shape: Sequence[int]) -> int:
-    model = EXECUTORS[executor](timm.create_model(name)).train()
-    images = torch.randn(shape)
+def _peak(name: str, executor: str, shape: str, device: str) -> int:
+    model = EXECUTORS[executor](timm.create_model(name)).train().to(device)
+    images = torch.randn(json.loads(shape)).to(device)
     model(images[:1]).sum().backward()  # libraries load kernels when they are first used
     model.zero_grad(set_to_none=True)
-    Path('/proc/self/clear_refs').write_text('5')  # forget the peak so far (Linux)
-    before = _resident('VmRSS')
+    before = _used(device)
+    _forget_peak(device)
     for _ in range(_STEPS):
         model(images).sum().backward()
         model.zero_grad(set_to_none=True)
-    return _resident('VmHWM') - before
+    return _used(device, peak=True) - before
 
 
-def _resident(kind: str) -> int:
-    """Bytes of this process in memory, now (VmRSS) or at the peak (VmHWM)."""
+def _forget_peak(device: str) -> None:
+    if device == 'cpu':
+        Path('/proc/self/clear_refs').write_text('5')  # Linux
+    else:
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def _used(device: str, peak: bool = False) -> int:
+    """Bytes in use now, or at the peak."""
+    if device != 'cpu':
+        used = torch.cuda.max_memory_allocated if peak else torch.cuda.memory_allocated
+        return used(device)
+    kind = 'VmHWM' if peak else 'VmRSS'
     lines = Path('/proc/self/status').read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(kind))

@@ -5,7 +5,6 @@ under an L1 penalty. After training, :func:`timm_topo.analysis.prune.prune` with
 leaves the network its data set needs.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from typing import Callable, Optional, Union
@@ -117,11 +116,7 @@ class DagNet(CrossStageNet):
             wiring,
             build_connectivity(rule, wiring, channels, **dd),
             parts(in_chans, channels, 0, input_stride).entry,
-            [
-                node
-                for level, count in Counter(levels[1:-1]).items()
-                for node in parts(self.widths[level], self.widths[level], count, 1).nodes
-            ],
+            [parts(width, width, 1, 1).nodes[0] for width in widths[1:-1]],
             levels,
             {
                 (source, level): parts(
