@@ -294,6 +294,20 @@ def test_autograd_keeps_one_map_per_node(nodes):
     assert plain > 2.5 * (kept - around)
 
 
+def test_an_entry_keeps_what_its_norms_read():
+    """Of ReLU(x) and the depthwise convolution's map nothing, unless somebody watches."""
+    stage = stage_of(complete(4), dtype=torch.float32).train()
+    x = torch.randn(2, 3, 32, 32, requires_grad=True)
+    lean_bytes = saved_memory(stage, x)
+    calls = []
+    stage.entry.node.act.register_forward_hook(lambda *_: calls.append(1))
+    relu, depthwise = 4 * x.numel(), 4 * x.numel() // 4
+    more = saved_memory(stage, x) - lean_bytes
+    assert relu + depthwise <= more <= 1.1 * (relu + depthwise)
+    stage(x).sum().backward()
+    assert len(calls) == 2
+
+
 # -- inference ------------------------------------------------------------------------------------
 
 

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from ..connectivity import Connectivity
 from ..wiring import Wiring
 from .aggregate import aggregate, is_fused
-from .lean import lean_chains, lean_stage, let_go, starts_with_relu
+from .lean import lean_chains, lean_entry, lean_stage, let_go, starts_with_relu
 from .offset import Offset, merge
 
 __all__ = ['GraphStage', 'graph_stages']
@@ -147,8 +147,8 @@ class GraphStage(nn.Module):
     @torch.jit.unused
     def run_lean(self, chains: list, x: Tensor) -> Tensor:
         """The stage output, with one kept map per node; see :mod:`timm_topo.stages.lean`."""
-        weights = self.connectivity.pass_weights()
-        return lean_stage(self.wiring, chains, weights, x, self.entry(x), self.raw_entry)
+        weights, x_0 = self.connectivity.pass_weights(), lean_entry(self.entry, x)
+        return lean_stage(self.wiring, chains, weights, x, x_0, self.raw_entry)
 
     @torch.jit.unused
     def splits(self, x: Tensor) -> bool:
