@@ -25,7 +25,7 @@ demo-detection: $(STAMP)
 
 bench: $(STAMP)
 	@mkdir -p output
-	@$(BIN)/python tools/benchmark.py --suite main cifar routed pruned memory growth start compile \
+	@$(BIN)/python tools/benchmark.py --suite main cifar routed pruned memory growth start compile --keep-memory \
 	  --json output/performance.json --markdown output/performance.md
 
 test: lint unit upstream

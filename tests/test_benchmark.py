@@ -1,6 +1,10 @@
 """The yardstick measures what it says."""
 
+import ctypes
 import json
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -10,7 +14,7 @@ from torch import nn
 from timm_topo.analysis import benchmark
 from timm_topo.analysis.benchmark import SUITES, markdown, suite, write_json
 from timm_topo.analysis.executors import as_floor, as_naive
-from timm_topo.analysis.memory import peak_memory, saved_memory
+from timm_topo.analysis.memory import keep_freed_memory, peak_memory, saved_memory
 from timm_topo.stages import graph_stages
 from timm_topo.stages.aggregate import is_fused
 
@@ -61,6 +65,32 @@ def test_peak_memory_is_more_than_what_autograd_keeps():
     shape = (64, 3, 96, 96)
     kept = saved_memory(timm.create_model('test_toponet'), torch.randn(shape))
     assert peak_memory('test_toponet', 'ours', shape) > 0.8 * kept > 0
+
+
+def test_freed_memory_is_kept_on_request():
+    """A process that frees 100 MiB and takes them again gets no new pages."""
+    program = (
+        'import resource, sys, torch, timm_topo.analysis.memory as m\n'
+        'if sys.argv[1] == "keep": m.keep_freed_memory()\n'
+        'def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n'
+        'for _ in range(4): torch.ones(100 << 18)\n'
+        'before = faults(); torch.ones(100 << 18)\n'
+        'print(faults() - before)'
+    )
+    kept, given_back = (
+        int(subprocess.check_output([sys.executable, '-c', program, how])) for how in ('keep', 'no')
+    )
+    assert kept < 100 < given_back
+
+
+def test_another_c_library_says_that_it_cannot(monkeypatch):
+    monkeypatch.setattr(ctypes, 'CDLL', lambda _: object())
+    with pytest.raises(OSError, match='this C library has no mallopt'):
+        keep_freed_memory()
+    refusing = SimpleNamespace(mallopt=lambda *_: 0)
+    monkeypatch.setattr(ctypes, 'CDLL', lambda _: refusing)
+    with pytest.raises(OSError, match='mallopt refused'):
+        keep_freed_memory()
 
 
 def test_times_are_of_both_modes_and_relative_to_the_first(monkeypatch):

@@ -19,6 +19,7 @@ import torch
 import timm_topo
 from timm_topo.analysis.benchmark import SUITES, markdown, suite, write_json
 from timm_topo.analysis.cost import input_size_of, latency
+from timm_topo.analysis.memory import keep_freed_memory
 from timm_topo.training.options import positive
 
 
@@ -35,6 +36,9 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--repeats', type=positive, default=20, help='rounds, after two to warm up')
     parser.add_argument('--threads', type=positive, help="default: PyTorch's")
+    parser.add_argument(
+        '--keep-memory', action='store_true', help='the C library keeps what is freed (glibc)'
+    )
     parser.add_argument('--device', default='cpu')
     parser.add_argument('--channels-last', action='store_true')
     args = parser.parse_args()
@@ -68,8 +72,9 @@ def run_suites(args: argparse.Namespace) -> None:
     rows = []
     about = dict(
         torch=torch.__version__, timm=timm.__version__, threads=torch.get_num_threads(),
-        device=args.device, machine=platform.processor() or platform.machine(),
+        machine=platform.processor() or platform.machine(), device=args.device,
         cpu=torch.backends.cpu.get_cpu_capability(), rounds=args.repeats,
+        keep_memory=args.keep_memory,
     )  # fmt: skip
     for name in args.suite:
         rows += suite(name, args.repeats, args.device)
@@ -81,6 +86,8 @@ def run_suites(args: argparse.Namespace) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
+    if args.keep_memory:
+        keep_freed_memory()
     if args.threads:
         torch.set_num_threads(args.threads)
     if args.suite:

@@ -1,5 +1,6 @@
 """Memory of a training step, by what autograd keeps and by what the process takes."""
 
+import ctypes
 import json
 import subprocess
 import sys
@@ -12,9 +13,27 @@ from torch import Tensor, nn
 
 from .executors import EXECUTORS
 
-__all__ = ['peak_memory', 'saved_memory']
+__all__ = ['keep_freed_memory', 'peak_memory', 'saved_memory']
 
-_STEPS = 4  # of training, until memory no longer grows
+_STEPS = 5  # of training, until memory no longer grows
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep what this process frees, for its next allocations (glibc).
+
+    By default it gives large pieces back to the system. To get them anew costs page faults, which
+    on a virtual machine can take longer than the layers that wait for them.
+
+    Raises:
+        OSError: The C library has no ``mallopt`` or refuses.
+    """
+    trim_threshold, mmap_max = -1, -4  # malloc.h
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except AttributeError:
+        raise OSError('this C library has no mallopt: freed memory cannot be kept') from None
+    if not (mallopt(mmap_max, 0) and mallopt(trim_threshold, -1)):
+        raise OSError('mallopt refused: freed memory cannot be kept')
 
 
 def saved_memory(model: nn.Module, images: Tensor) -> int:
