@@ -344,6 +344,24 @@ def test_images_in_parts_are_the_same_images(rule, cache, last, monkeypatch):
         assert len(set(calls)) > 1
 
 
+@pytest.mark.parametrize(
+    ('fitting', 'expected'), [(7, [6, 5]), (3, [3, 3, 3, 2]), (2, [2] * 5 + [1])]
+)
+def test_parts_have_as_many_images_for_every_thread(fitting, expected, monkeypatch):
+    """If so many fit."""
+    stage = stage_of(complete(4)).eval()
+    x = torch.randn(11, 3, 8, 8, dtype=torch.float64)
+    calls = []
+    maps = GraphStage.maps
+    monkeypatch.setattr(GraphStage, 'maps', lambda self, x: calls.append(len(x)) or maps(self, x))
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: 3)
+    with torch.no_grad():
+        one = stage.wiring.num_nodes * stage.entry(x[:1]).nbytes
+        monkeypatch.setattr(module, '_CACHE', one * fitting // 3 + 1)
+        stage(x)
+    assert calls == expected
+
+
 def test_hooks_see_whole_batches():
     model = timm.create_model('test_toponet').eval()
     seen = []

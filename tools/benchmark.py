@@ -34,7 +34,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--img-size', type=positive, help="side in pixels (default: the first model's)"
     )
-    parser.add_argument('--repeats', type=positive, default=20, help='rounds, after two to warm up')
+    parser.add_argument('--repeats', type=positive, default=20, help='rounds, after one to warm up')
     parser.add_argument('--threads', type=positive, help="default: PyTorch's")
     parser.add_argument(
         '--keep-memory', action='store_true', help='the C library keeps what is freed (glibc)'

@@ -37,7 +37,7 @@ _MAIN, _PLAIN = 'toponet_adaptive', 'resnet50'
 _SMALL, _SMALL_PLAIN = 'toporesnet20', 'resnet_cifar20'
 _TINY = 'toponet_tiny_adaptive'
 _GPU_BATCH = (256, 224)  # images, pixels
-_PROCESSES = 5  # whose median peak of memory counts
+_PROCESSES = 3  # whose median peak of memory counts
 _PERCENT = (20, 40, 60, 80)  # of edges removed
 
 
@@ -46,7 +46,7 @@ def suite(name: str, rounds: int = 10, device: str = 'cpu') -> list[dict]:
 
     Args:
         name: Which.
-        rounds: Repetitions of every measurement of time, after two that do not count.
+        rounds: Repetitions of every measurement of time, after one that does not count.
         device: Where networks run.
 
     Returns:

@@ -132,11 +132,13 @@ def latency(
 ) -> dict[str, Latency]:
     """Time of a pass of several models, measured in turn so that noise hits all alike.
 
+    Each pass that counts follows one of the same model that does not.
+
     Args:
         models: Models by label, all on one device; the first is the unit of the ratios.
         input_size: ``(C, H, W)`` of the noise, where no images are given.
         batch_size: Images per pass.
-        repeats: Rounds, after two that do not count.
+        repeats: Rounds, after one that does not count.
         images: Images to take the batches from, ``(n, C, H, W)``, n >= batch_size, the same for
             all models of a round; by default noise, which tells nothing where time depends on
             the image.
@@ -157,15 +159,15 @@ def latency(
     with ExitStack() as stack:
         for model in () if training else models.values():
             stack.enter_context(evaluation_mode(model))
-        for round_ in range(repeats + 2):
+        for round_ in range(repeats + 1):
             if images is None:
                 batch = torch.randn(batch_size, *input_size)
             else:
                 batch = images.roll(-round_ * batch_size, 0)[:batch_size]
             for label, model in models.items():
-                elapsed = pass_ms(model, batch)
-                if round_ >= 2:
-                    times[label].append(elapsed)
+                pass_ms(model, batch)  # what ran before has left its maps in caches
+                if round_:
+                    times[label].append(pass_ms(model, batch))
     unit = next(iter(times.values()))
     return {label: _summary(taken, unit) for label, taken in times.items()}
 

@@ -4,7 +4,6 @@ Where edge weights depend on the image, the stage also keeps DG-Net's buffer (se
 row: row j of the adjacency matrices ``(B, N, N)`` is what node j reads.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import List, Optional, Tuple
@@ -160,9 +159,10 @@ class GraphStage(nn.Module):
     @torch.jit.unused
     def run_in_parts(self, x: Tensor) -> Tensor:
         """The stage output, so many images at a time that the maps of all nodes stay in cache."""
-        size = self.wiring.num_nodes * self.entry(x[:1]).nbytes
-        parts = math.ceil(len(x) * size / (_CACHE * torch.get_num_threads()))
-        return torch.cat([self.maps(part)[-1] for part in x.chunk(min(parts, len(x)))])
+        threads = torch.get_num_threads()
+        fitting = _CACHE * threads // (self.wiring.num_nodes * self.entry(x[:1]).nbytes)
+        images = max(fitting - fitting % threads, 1)  # as many for every thread
+        return torch.cat([self.maps(part)[-1] for part in x.split(images)])
 
     def maps(self, x: Tensor) -> List[Tensor]:
         """Stage input -> the maps of all nodes, the stage output last."""
