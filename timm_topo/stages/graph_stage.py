@@ -161,7 +161,7 @@ class GraphStage(nn.Module):
         """The stage output, so many images at a time that the maps of all nodes stay in cache."""
         threads = torch.get_num_threads()
         fitting = _CACHE * threads // (self.wiring.num_nodes * self.entry(x[:1]).nbytes)
-        images = max(fitting - fitting % threads, 1)  # as many for every thread
+        images = fitting - fitting % threads or max(fitting, 1)  # as many for every thread
         return torch.cat([self.maps(part)[-1] for part in x.split(images)])
 
     def maps(self, x: Tensor) -> List[Tensor]:
