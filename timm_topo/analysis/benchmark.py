@@ -293,19 +293,19 @@ def _gpu(rounds: int, device: str) -> list[dict]:
 
 
 def _check_equal(model: nn.Module, other: nn.Module, shape: Sequence[int]) -> None:
-    """Values and gradients of two executors of the same network.
+    """Values and gradients of two executors of the same network, in float64.
 
     Raises:
         RuntimeError: They differ.
     """
-    images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(shape, generator=torch.Generator().manual_seed(0)).double()
     results = []
     for one in (copy.deepcopy(model), copy.deepcopy(other)):
-        output = one.train()(images)
+        output = one.double().train()(images)
         output.square().mean().backward()
         results.append([output.detach(), *(p.grad for p in one.parameters())])
     for mine, theirs in zip(*results):
-        if not torch.allclose(mine, theirs, rtol=1e-2, atol=1e-3 * theirs.abs().max().item()):
+        if not torch.allclose(mine, theirs, rtol=1e-6, atol=1e-9 * theirs.abs().max().item()):
             raise RuntimeError('the naive loop computes something else: the benchmark is void')
 
 
