@@ -92,6 +92,11 @@ class SepConvEntry(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.node(x) + self.shortcut(x)
 
+    @torch.jit.unused
+    def branches(self) -> tuple:
+        """The node and the shortcut that add up to the entry."""
+        return self.node, self.shortcut
+
 
 def sepconv_parts(
     in_chs: int, out_chs: int, num_nodes: int, stride: int, dilation: int, **kwargs

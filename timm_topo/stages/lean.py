@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from ..nodes.sepconv import SepConvEntry
 from ..wiring import Wiring
 
 __all__ = ['Chain', 'lean_chains', 'lean_entry', 'lean_stage', 'let_go', 'starts_with_relu']
@@ -89,14 +88,15 @@ def lean_stage(
 
 def lean_entry(entry: nn.Module, x: Tensor) -> Tensor:
     """``entry(x)``; beside its shortcut, which keeps x, it keeps what batch norm reads alone."""
-    if not isinstance(entry, SepConvEntry):
+    if not hasattr(entry, 'branches'):
         return entry(x)
-    *layers, norm = entry.node.layers()
-    if any(map(_has_hooks, (entry, entry.node, *layers))):
+    node, shortcut = entry.branches()
+    *layers, norm = node.layers()
+    if any(map(_has_hooks, (entry, node, *layers))):
         return entry(x)
     convolve = nn.Sequential(*layers)
     y = checkpoint(convolve, x, use_reentrant=False, preserve_rng_state=False)
-    return norm(y) + entry.shortcut(x)
+    return norm(y) + shortcut(x)
 
 
 class _Table:
