@@ -7,7 +7,7 @@ N^2/2 edge gradients through memory several times. Here the maps of all nodes li
 - backward: batch norm reads its normalised input off its output, (x_j - beta) / gamma (the idea of
   In-Place ABN, Rota Bulo et al., CVPR 2018); sums, ReLU and all but the last convolution are
   computed anew; the gradient with respect to a node's sum takes the place of its map, so that what
-  a node gets from its readers is one sum again, and edge weights get products of matrices.
+  a node gets from its readers is one sum again, and an edge weight gets one inner product.
 
 Values and gradients are those of the equation in :class:`timm_topo.stages.GraphStage`.
 """
