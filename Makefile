@@ -1,7 +1,7 @@
 # make demo             train, prune, export and show a small network on built-in data (3 minutes)
 # make demo-detection   transfer one to a detector, where detectron2 is installed (4 minutes)
 # make bench            times and memory beside plain networks (docs/performance.md)
-# make test             lint and the whole test suite (about 8 minutes)
+# make test             lint and the whole test suite (about 9 minutes)
 # All make their own virtual environment in .venv the first time (a few GB of downloads).
 
 PYTHON ?= python3
@@ -25,7 +25,7 @@ demo-detection: $(STAMP)
 
 bench: $(STAMP)
 	@mkdir -p output
-	@$(BIN)/python tools/benchmark.py --suite main cifar routed pruned memory growth start compile --keep-memory \
+	@$(BIN)/python tools/benchmark.py --suite main cifar routed pruned memory growth start compile \
 	  --json output/performance.json --markdown output/performance.md
 
 test: lint unit upstream

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from timm_topo.analysis import tables
@@ -165,7 +165,6 @@ def counts() -> dict[int, int]:
         return {c: count_parameters(DagNet(4, 2, c)) for c in range(1, 33)}
 
 
-@settings(max_examples=15)
 @given(channels=st.integers(1, 30), off=st.integers(-300, 300))
 def test_channels_are_the_best_of_all(channels, off, counts):
     wanted = max(counts[channels] + off, counts[1] // 2 + 1)
