@@ -16,7 +16,6 @@ from timm_topo.analysis.benchmark import SUITES, markdown, suite, write_json
 from timm_topo.analysis.executors import as_floor, as_naive
 from timm_topo.analysis.memory import keep_freed_memory, peak_memory, saved_memory
 from timm_topo.stages import graph_stages
-from timm_topo.stages.aggregate import is_fused
 
 
 @pytest.mark.parametrize('name', ['test_toponet', 'test_dagnet', 'test_randwire', 'toporesnet20'])
@@ -145,7 +144,8 @@ def test_tables_and_json(tmp_path):
 
 def test_the_suites_are_those_of_the_documentation():
     assert list(SUITES) == [
-        'main', 'cifar', 'routed', 'pruned', 'memory', 'growth', 'start', 'compile', 'gpu'
+        'main', 'cifar', 'routed', 'pruned', 'memory', 'growth', 'start', 'compile', 'gpu',
+        'gpu-compile',
     ]  # fmt: skip
 
 
@@ -180,16 +180,24 @@ def test_pruned_networks_are_beside_the_whole_and_their_own_nodes(monkeypatch):
 
 
 @pytest.mark.filterwarnings('ignore')
-def test_every_precision_layout_and_kernel_is_timed(monkeypatch):
-    """On CPU, in Triton's interpreter, and without compiling."""
-    pytest.importorskip('triton', '3.2', reason='Triton 3.2 or newer is not installed')
-    for name, model in (('_MAIN', 'test_toponet'), ('_PLAIN', 'test_resnet')):
-        monkeypatch.setattr(benchmark, name, model)
+@pytest.mark.parametrize(('name', 'tables', 'networks'), [('gpu', 4, 4), ('gpu-compile', 1, 3)])
+def test_every_precision_layout_and_kernel_is_timed(name, tables, networks, monkeypatch):
+    """On CPU, and without compiling."""
+    for constant, model in (('_MAIN', 'test_toponet'), ('_PLAIN', 'test_resnet')):
+        monkeypatch.setattr(benchmark, constant, model)
     monkeypatch.setattr(benchmark, '_GPU_BATCH', (2, 32))
     monkeypatch.setattr(torch, 'compile', lambda model: model)
-    rows = benchmark._gpu(1, 'cpu')
-    assert len({(row['of'], row['network']) for row in rows}) == len(rows) == 3 * 2 * 10
+    rows = SUITES[name](1, 'cpu')
+    assert len({(row['of'], row['network']) for row in rows}) == len(rows) == tables * 2 * networks
     assert all(row['images/s'] > 0 for row in rows)
-    assert not is_fused(torch.ones(1))
-    with pytest.raises(ValueError, match="suite 'gpu' needs device cuda, got 'cpu'"):
-        suite('gpu')
+    with pytest.raises(ValueError, match=f"suite '{name}' needs device cuda, got 'cpu'"):
+        suite(name)
+
+
+def test_kernels_are_as_by_default_after_the_suite(monkeypatch):
+    """What a suite measured does not stay on."""
+    for constant, model in (('_MAIN', 'test_toponet'), ('_PLAIN', 'test_resnet')):
+        monkeypatch.setattr(benchmark, constant, model)
+    monkeypatch.setattr(benchmark, '_GPU_BATCH', (2, 32))
+    SUITES['gpu'](1, 'cpu')
+    assert sys.modules['timm_topo.stages.aggregate']._fused is None

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from timm_topo.stages import aggregate, graph_stages, set_fused_aggregate
-from timm_topo.stages.aggregate import aggregate_reference, is_fused
+from timm_topo.stages import GraphStage, aggregate, graph_stages, set_fused_aggregate
+from timm_topo.stages.aggregate import aggregate_reference, is_fused, make_table
 
 pytest.importorskip('triton', '3.2', reason='Triton 3.2 or newer is not installed')
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -21,7 +21,7 @@ DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 def fused():
     set_fused_aggregate()
     yield
-    set_fused_aggregate(False)
+    set_fused_aggregate(None)
 
 
 def gradients(run, inputs: list[Tensor], weights: Tensor) -> list[Tensor]:
@@ -97,14 +97,125 @@ def test_only_what_is_asked_for_gets_a_gradient():
     torch.testing.assert_close(weights.grad, torch.stack([x.detach().sum() for x in inputs]))
 
 
-def test_its_gradients_have_none():
-    inputs, weights = draw(2, (1, 2, 3, 3), 0, False)
-    weights.requires_grad_()
-    (grad,) = torch.autograd.grad(
-        aggregate(inputs, weights).square().sum(), weights, create_graph=True
-    )
-    with pytest.raises(RuntimeError, match='once_differentiable'):
-        grad.sum().backward()
+@pytest.mark.parametrize('per_image', [False, True])
+@pytest.mark.parametrize('relu', [False, True])
+def test_derivatives_of_derivatives(per_image, relu):
+    inputs, weights = draw(2, (2, 2, 3, 3), 0, per_image)
+    leaves = [t.requires_grad_() for t in (weights, *inputs)]
+    assert torch.autograd.gradgradcheck(lambda w, *xs: aggregate(list(xs), w, relu=relu), leaves)
+
+
+# -- tables ---------------------------------------------------------------------------------------
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    maps=st.lists(st.integers(0, 5), max_size=6, unique=True).map(sorted), seed=st.integers(0, 99),
+    shape=st.sampled_from([(2, 3, 4, 5), (1, 4, 30, 29)]), last=st.booleans(), also=st.booleans(),
+    relu=st.booleans(),
+)  # fmt: skip
+def test_a_table_adds_up_the_maps_it_holds(maps, seed, shape, last, also, relu):
+    if not maps and not also:
+        return
+    inputs, weights = draw(8, shape, seed, False)
+    *inputs, extra, grad = inputs
+    table = make_table(torch.stack([x.reshape(-1) for x in inputs]), torch.Size(shape), last)
+    assert type(table).__name__ == 'FusedTable'
+    held = [table[k] for k in range(6)]
+    weights = weights[: len(maps) + also]
+    expected = sum((w * held[k] for w, k in zip(weights, maps)), torch.zeros_like(extra))
+    if also:
+        expected = expected + weights[-1] * extra
+    expected = expected.relu() if relu else expected
+    got = table.sum(maps, weights, table.as_row(extra) if also else None, relu)
+    torch.testing.assert_close(got, expected)
+    assert got.is_contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+    if maps:
+        expected = torch.stack([(held[k] * grad).sum() for k in maps])
+        torch.testing.assert_close(table.dots(maps, table.as_row(grad)), expected)
+        place = 5 if maps[-1] < 5 else 0
+        maps = [k for k in maps if k != place] or [1]
+        gated = torch.where(extra > 0, grad, 0)
+        expected = torch.stack([(held[k] * gated).sum() for k in maps])
+        torch.testing.assert_close(table.gate(place, grad, extra, maps), expected)
+        torch.testing.assert_close(table[place], gated)
+
+
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize('name', ['test_toponet', 'toporesnet20'])
+def test_networks_in_tables_are_the_same(name, layout, randomise, monkeypatch):
+    """Training, evaluation without gradients, and statistics of norms."""
+    model = randomise(timm.create_model(name, num_classes=5, connectivity='alpha'))
+    model = model.double().to(DEVICE, memory_format=layout)
+    plain = copy.deepcopy(model)
+    for stage in graph_stages(plain).values():
+        stage.fast = False
+    images = torch.randn(2, 3, 32, 32, dtype=torch.float64, device=DEVICE)
+    images = images.contiguous(memory_format=layout)
+    calls, inner = [], GraphStage.run_lean
+    monkeypatch.setattr(GraphStage, 'run_lean', lambda *args: calls.append(1) or inner(*args))
+    results = []
+    for one in (model, plain):
+        set_fused_aggregate(one is model)
+        output = one.train()(images)
+        output.square().sum().backward()
+        with torch.no_grad():
+            logits = one.eval()(images)
+        results.append([output, logits, *(p.grad for p in one.parameters()), *one.buffers()])
+    assert len(calls) == 2 * len(graph_stages(model))
+    for mine, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+def test_under_autocast_errors_are_those_of_half_precision(layout, randomise):
+    """Against float64, no larger than twice those without tables."""
+    model = randomise(timm.create_model('test_toponet', num_classes=5)).to(DEVICE)
+    model = model.to(memory_format=layout).train()
+    images = torch.randn(4, 3, 32, 32, device=DEVICE).contiguous(memory_format=layout)
+    results = []
+    for fast, dtype in ((True, torch.bfloat16), (False, torch.bfloat16), (False, None)):
+        one = copy.deepcopy(model) if dtype else copy.deepcopy(model).double()
+        for stage in graph_stages(one).values():
+            stage.fast = fast
+        x = images if dtype else images.double()
+        with torch.autocast(DEVICE, dtype, enabled=dtype is not None):
+            assert one.stages[0].fast_path(one.stem(x)) is not None
+            output = one(x)
+        output.double().square().sum().backward()
+        grads = [p.grad.double() for p in one.parameters()]
+        results.append([output.double(), *grads])
+        assert all(p.grad.dtype == p.dtype for p in one.parameters())
+    for mine, plain, exact in zip(*results, strict=True):
+        error, usual = (mine - exact).norm(), (plain - exact).norm()
+        assert error <= 2 * usual + 0.02 * exact.norm()
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_inference_in_half_precision(dtype, randomise):
+    model = randomise(timm.create_model('test_toponet', num_classes=5)).to(DEVICE, dtype).eval()
+    images = torch.randn(4, 3, 32, 32, device=DEVICE, dtype=dtype)
+    with torch.no_grad():
+        assert model.stages[0].fast_path(model.stem(images)) is not None
+        got = model(images)
+        for stage in graph_stages(model).values():
+            stage.fast = False
+        expected = model(images)
+    error = (got - expected).float().norm() / expected.float().norm()
+    assert got.dtype == dtype
+    assert error < 10 * torch.finfo(dtype).eps
+
+
+def test_tables_are_not_for_autocast_without_the_kernels():
+    model = timm.create_model('test_toponet').to(DEVICE).train()
+    x = torch.randn(2, 16, 16, 16, device=DEVICE)
+    with torch.autocast(DEVICE, torch.bfloat16):
+        assert model.stages[0].fast_path(x) is not None
+        set_fused_aggregate(False)
+        assert model.stages[0].fast_path(x) is None
+
+
+# -- networks -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -180,3 +291,23 @@ def test_an_old_triton_is_refused(monkeypatch):
     monkeypatch.setattr(triton, '__version__', '3.0.0')
     with pytest.raises(ImportError, match=r'Triton is 3\.0\.0'):
         set_fused_aggregate()
+
+
+def test_where_triton_does_not_run_it_says_so(monkeypatch):
+    """By default, on a GPU: sums are plain then."""
+    from timm_topo.stages import fused
+
+    module = sys.modules['timm_topo.stages.aggregate']
+    module._works_on.cache_clear()
+    device = torch.device(DEVICE)
+    assert module._works_on(device)
+    module._works_on.cache_clear()
+
+    def fails(*_):
+        raise RuntimeError('Failed to find C compiler')
+
+    monkeypatch.setattr(fused, 'fused_sum', fails)
+    with pytest.warns(UserWarning, match='run without Triton, which is slower: Failed to find C'):
+        assert not module._works_on(device)
+    assert not module._works_on(device)  # says it once
+    module._works_on.cache_clear()

@@ -57,8 +57,8 @@ def suite(name: str, rounds: int = 10, device: str = 'cpu') -> list[dict]:
     """
     if name not in SUITES:
         raise ValueError(f'unknown suite {name!r}; known: {", ".join(SUITES)}')
-    if name == 'gpu' and not device.startswith('cuda'):
-        raise ValueError(f"suite 'gpu' needs device cuda, got {device!r}")
+    if name.startswith('gpu') and not device.startswith('cuda'):
+        raise ValueError(f'suite {name!r} needs device cuda, got {device!r}')
     return [{'suite': name, **row} for row in SUITES[name](rounds, device)]
 
 
@@ -250,12 +250,13 @@ def _compile(rounds: int, device: str) -> list[dict]:
 
 
 class _Cast(nn.Module):
-    """A model with its precision, memory layout and kernel."""
+    """A model with its precision, memory layout and kernels."""
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype, last: bool, fused: bool):
+    def __init__(self, model: nn.Module, dtype: torch.dtype, last: bool, fused: bool | None = None):
         super().__init__()
         self.model, self.dtype, self.fused = model, dtype, fused
         self.layout = torch.channels_last if last else torch.contiguous_format
+        self.model.to(memory_format=self.layout)
 
     def forward(self, x: Tensor) -> Tensor:
         set_fused_aggregate(self.fused)
@@ -265,31 +266,65 @@ class _Cast(nn.Module):
 
 
 def _gpu(rounds: int, device: str) -> list[dict]:
-    """Precision, layout, the fused kernel and the compiler, in images per second."""
-    batch, pixels = _GPU_BATCH
+    """Precision and layout, with and without our kernels, in images per second."""
     rows = []
-    for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        models = {}
-        for last in (False, True):
-            label = f'{str(dtype)[6:]}, {"channels last" if last else "contiguous"}'
-            layout = torch.channels_last if last else torch.contiguous_format
-            plain, ours = (
-                timm.create_model(name).to(memory_format=layout) for name in (_PLAIN, _MAIN)
-            )
-            models |= {
-                f'{_PLAIN}, {label}': _Cast(plain, dtype, last, False),
-                f'{_PLAIN}, {label}, compiled': _Cast(torch.compile(plain), dtype, last, False),
-                f'{_MAIN}, {label}': _Cast(ours, dtype, last, False),
-                f'{_MAIN}, {label}, fused': _Cast(ours, dtype, last, True),
-                f'{_MAIN}, {label}, compiled': _Cast(torch.compile(ours), dtype, last, False),
-            }
-        try:
-            of = f'{batch} images of {pixels} px'
-            timed = _timed(of, models, (batch, 3, pixels, pixels), rounds, device)
-        finally:
-            set_fused_aggregate(False)
-        rows += [{**row, 'images/s': round(1000 * batch / row['ms'], 1)} for row in timed]
+    for dtype, last in (
+        (torch.bfloat16, True), (torch.bfloat16, False), (torch.float16, True),
+        (torch.float32, True),
+    ):  # fmt: skip
+        ours = timm.create_model(_MAIN)
+        models = {
+            _PLAIN: _Cast(timm.create_model(_PLAIN), dtype, last),
+            _MAIN: _Cast(ours, dtype, last),
+            f'{_MAIN}, without kernels': _Cast(copy.deepcopy(ours), dtype, last, False),
+            f'{_MAIN}, nodes alone': _Cast(as_floor(ours), dtype, last),
+        }
+        rows += _on_gpu(f'{str(dtype)[6:]}, {_layout(last)}', models, rounds, device)
     return rows
+
+
+def _gpu_compile(rounds: int, device: str) -> list[dict]:
+    """The compiler beside our kernels."""
+    dtype, last = torch.bfloat16, True
+    ours = timm.create_model(_MAIN)
+    models = {
+        _PLAIN: _Cast(timm.create_model(_PLAIN), dtype, last),
+        _MAIN: _Cast(ours, dtype, last),
+        f'{_MAIN}, compiled': _Cast(torch.compile(copy.deepcopy(ours)), dtype, last),
+    }
+    return _on_gpu(f'{str(dtype)[6:]}, {_layout(last)}', models, rounds, device)
+
+
+def _layout(last: bool) -> str:
+    return 'channels last' if last else 'contiguous'
+
+
+def _on_gpu(of: str, models: dict, rounds: int, device: str) -> list[dict]:
+    batch, pixels = _GPU_BATCH
+    try:
+        rows = _timed(of, models, (batch, 3, pixels, pixels), rounds, device)
+        for row in rows:
+            row['images/s'] = round(1000 * batch / row['ms'])
+            if device != 'cpu':
+                images = torch.randn(batch, 3, pixels, pixels, device=device)
+                training = row['of'].endswith('backward')
+                peak = _gpu_memory(models[row['network']], images, training)
+                row['peak GiB'] = round(peak / 2**30, 2)
+    finally:
+        set_fused_aggregate(None)
+    return rows
+
+
+def _gpu_memory(model: nn.Module, images: Tensor, training: bool) -> int:
+    """What a pass allocates on a GPU at its peak, in bytes; of training, gradients included."""
+    before = torch.cuda.memory_allocated(images.device)
+    torch.cuda.reset_peak_memory_stats(images.device)
+    with torch.set_grad_enabled(training):
+        output = model.train(training)(images)
+    if training:
+        output.logsumexp(-1).mean().backward()
+        model.zero_grad()
+    return torch.cuda.max_memory_allocated(images.device) - before
 
 
 def _check_equal(model: nn.Module, other: nn.Module, shape: Sequence[int]) -> None:
@@ -320,6 +355,7 @@ SUITES = {
     'start': _start,
     'compile': _compile,
     'gpu': _gpu,
+    'gpu-compile': _gpu_compile,
 }
 
 

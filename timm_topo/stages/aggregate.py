@@ -1,24 +1,37 @@
 """Weighted sum of feature maps, y = sum_i w_i x_i: readable reference and fast path."""
 
 import os
-from typing import List
+import warnings
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import List, Optional
 
 import torch
 from torch import Tensor
 
-__all__ = ['aggregate', 'aggregate_reference', 'is_fused', 'set_fused_aggregate']
+from .table import Table
 
-_fused = False
+__all__ = [
+    'aggregate',
+    'aggregate_reference',
+    'is_fused',
+    'make_table',
+    'set_fused_aggregate',
+    'sum_gradients',
+]
+
+_fused: Optional[bool] = None
 
 
-def set_fused_aggregate(enable: bool = True) -> None:
-    """Whether sums over maps on a GPU are a Triton kernel, the ReLU after them folded in.
+def set_fused_aggregate(enable: Optional[bool] = True) -> None:
+    """Whether sums over maps on a GPU are Triton kernels, the ReLU after them folded in.
 
-    Off by default: it has not been measured yet. What is traced, scripted or compiled never uses
-    it.
+    Args:
+        enable: By default (None) they are on NVIDIA GPUs, where Triton works. What is traced,
+            scripted or compiled never uses them.
 
     Raises:
-        ImportError: Triton is missing or older than 3.2.
+        ImportError: They are to be used, and Triton is missing or older than 3.2.
     """
     global _fused
     if enable:
@@ -27,15 +40,35 @@ def set_fused_aggregate(enable: bool = True) -> None:
 
 
 def is_fused(x: Tensor) -> bool:
-    """Whether sums over maps like ``x`` are the Triton kernel.
+    """Whether sums over maps like ``x`` are Triton kernels.
 
-    Triton's interpreter (``TRITON_INTERPRET=1``) takes maps on CPU too.
+    Triton's interpreter (``TRITON_INTERPRET=1``) takes maps on CPU too, where they are asked for.
     """
-    if not _fused or not isinstance(x, Tensor):  # no tensor: a proxy of torch.fx
+    if _fused is False or not isinstance(x, Tensor):  # no tensor: a proxy of torch.fx
         return False
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
-    return x.is_cuda or (x.device.type == 'cpu' and os.environ.get('TRITON_INTERPRET') == '1')
+    if x.is_cuda:
+        return bool(_fused) or _works_on(x.device)
+    return bool(_fused) and x.device.type == 'cpu' and os.environ.get('TRITON_INTERPRET') == '1'
+
+
+@lru_cache
+def _works_on(device: torch.device) -> bool:
+    """Whether the kernels run: Triton compiles them, for which it needs a C compiler."""
+    if torch.version.hip:  # not tried
+        return False
+    try:
+        x = torch.ones(1, 1, 1, 1, device=device)
+        _import_fused().fused_sum([x], torch.ones(1, device=device), False)
+    except Exception as error:  # whatever Triton, its compiler or the driver raises
+        warnings.warn(
+            f'sums over maps on {device} run without Triton, which is slower: {error} '
+            '(set_fused_aggregate(False) says that this is meant)',
+            stacklevel=3,
+        )
+        return False
+    return True
 
 
 def _import_fused():
@@ -48,6 +81,12 @@ def _import_fused():
     except ImportError as error:
         raise ImportError(f'{error}: the fused sum needs Triton 3.2 or newer') from None
     return fused
+
+
+def make_table(flat: Tensor, shape: torch.Size, last: bool) -> Table:
+    """A :class:`Table` whose sums are what :func:`is_fused` says."""
+    kind = _import_fused().FusedTable if is_fused(flat) else Table
+    return kind(flat, shape, last)
 
 
 def aggregate(inputs: List[Tensor], weights: Tensor, relu: bool = False) -> Tensor:
@@ -142,16 +181,27 @@ class _WeightedSum(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):
         weights, *maps = ctx.saved_tensors
-        grad_weights = None
-        if maps:
-            grad_weights = torch.stack([_dot(grad, x, weights.ndim) for x in maps], -1)
-            grad_weights = grad_weights.to(weights.dtype)
-        w = _columns(weights, grad.dtype)
-        grad_maps = [
-            (grad * w_x).to(grad.dtype) if needed else None
-            for w_x, needed in zip(w, ctx.needs_input_grad[1:])
-        ]
-        return grad_weights, *grad_maps
+        return tuple(sum_gradients(grad, weights, maps, ctx.needs_input_grad[1:]))
+
+
+def sum_gradients(
+    grad: Tensor, weights: Tensor, maps: Sequence[Tensor], needed: Sequence[bool]
+) -> List[Optional[Tensor]]:
+    """Gradients of a weighted sum with respect to its weights and maps, differentiable.
+
+    Args:
+        grad: With respect to the sum.
+        weights: As for :func:`aggregate`.
+        maps: Empty where the weights need no gradient.
+        needed: Which maps need one.
+    """
+    grad_weights = None
+    if maps:
+        grad_weights = torch.stack([_dot(grad, x, weights.ndim) for x in maps], -1)
+        grad_weights = grad_weights.to(weights.dtype)
+    w = _columns(weights, grad.dtype)
+    grad_maps = [(grad * w_x).to(grad.dtype) if n else None for w_x, n in zip(w, needed)]
+    return [grad_weights, *grad_maps]
 
 
 def _dot(a: Tensor, b: Tensor, weights_ndim: int) -> Tensor:

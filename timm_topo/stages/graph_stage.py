@@ -58,8 +58,8 @@ class GraphStage(nn.Module):
             that :meth:`set_offset` was given.
         output_offset: Likewise of the stage output.
         takes_offsets: Whether it can be given any.
-        fast: Whether to run on CPU in the ways that are faster where only the stage output is
-            wanted; False for derivatives of derivatives, which training has only without.
+        fast: Whether to run in the ways that are faster where only the stage output is wanted;
+            False for derivatives of derivatives, which training has only without.
 
     Raises:
         ValueError: Dead nodes in the wiring, or a number of nodes, edges or ids that does not fit.
@@ -111,42 +111,51 @@ class GraphStage(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Stage input ``(B, C_in, H_in, W_in)`` -> stage output ``(B, C, H, W)``."""
         if not torch.jit.is_scripting():
-            if self.fast and _is_eager(x) and x.device.type == 'cpu' and 'run' not in vars(self):
+            if self.fast and _is_eager(x) and 'run' not in vars(self):
                 fast = self.fast_path(x)
-                if fast is not None:
+                if fast is not None and x.device.type == 'cpu':
                     # convolutions and batch norm on CPU are fastest with channels last
                     out = fast(x.contiguous(memory_format=torch.channels_last))
                     return out.contiguous() if x.is_contiguous() else out
+                if fast is not None:
+                    return fast(x)
         return self.maps(x)[-1]
 
     @torch.jit.unused
     def fast_path(self, x: Tensor) -> Optional[Callable[[Tensor], Tensor]]:
-        """How to run on CPU if only the stage output is wanted, where that is faster."""
+        """How to run if only the stage output is wanted, where that is faster."""
         if not torch.is_grad_enabled():
             let_go()
-            return self.run_in_parts if self.splits(x) else None
+            if not is_fused(x):
+                return self.run_in_parts if self.splits(x) else None
         chains = self.lean(x)
         return None if chains is None else partial(self.run_lean, chains)
 
     @torch.jit.unused
     def lean(self, x: Tensor) -> Optional[list]:
-        """The layers of the nodes, if the stage can be trained with one kept map per node."""
-        if type(self) is not GraphStage or not self.training or self.needs_context:
+        """The layers of the nodes, if the stage can run in one table; see :mod:`.lean`."""
+        if type(self) is not GraphStage or self.needs_context or self.recomputes():
             return None
-        if self.grad_checkpointing or torch.is_autocast_enabled('cpu'):
+        if torch.is_grad_enabled() and not self.training:
             return None
-        if x.dtype not in (torch.float32, torch.float64):
+        if x.device.type != 'cpu' and not is_fused(x):
+            return None
+        half = _autocast_dtype(x)
+        if half and not is_fused(x):
+            return None
+        if torch.is_grad_enabled() and x.dtype not in (torch.float32, torch.float64, half):
             return None
         if any(isinstance(o, Offset) for o in (*self.offsets, self.output_offset)):
             return None
         if self.raw_entry and self.wiring.succs(0) == (1,):  # x_0 is no map of this stage
             return None
-        return lean_chains(self.nodes, self.raw_entry)
+        return lean_chains(self.nodes, self.raw_entry, self.training)
 
     @torch.jit.unused
     def run_lean(self, chains: list, x: Tensor) -> Tensor:
         """The stage output, with one kept map per node; see :mod:`timm_topo.stages.lean`."""
         weights, x_0 = self.connectivity.pass_weights(), lean_entry(self.entry, x)
+        x_0 = x_0.to(_autocast_dtype(x) or x_0.dtype)
         return lean_stage(self.wiring, chains, weights, x, x_0, self.raw_entry)
 
     @torch.jit.unused
@@ -417,6 +426,11 @@ def _mixes_or_is_watched(module: nn.Module) -> bool:
     batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
     mixes = module.training or (batch_norm and module.running_mean is None)
     return bool(mixes or module._forward_hooks or module._forward_pre_hooks)
+
+
+def _autocast_dtype(x: Tensor) -> Optional[torch.dtype]:
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
 
 def _is_eager(x: Tensor) -> bool:

@@ -1,0 +1,104 @@
+"""Maps of one shape, one after another in memory, and what a stage adds up over them."""
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Optional
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ['Table']
+
+aten = torch.ops.aten
+
+
+class Table:
+    """K maps ``(B, C, H, W)``, on CPU cut into rows of one length, which fit caches.
+
+    Args:
+        flat: The memory, ``(K, B * C * H * W)``.
+        shape: ``(B, C, H, W)``.
+        last: Whether channels come last in memory.
+    """
+
+    def __init__(self, flat: Tensor, shape: torch.Size, last: bool):
+        self.flat, self.shape, self.last = flat, shape, last
+
+    def __getitem__(self, k: int) -> Tensor:
+        return self.shaped(self.flat[k])
+
+    def shaped(self, flat: Tensor) -> Tensor:
+        """``(B, C, H, W)`` in the layout of this table."""
+        if self.last:
+            b, c, h, w = self.shape
+            return flat.view(b, h, w, c).permute(0, 3, 1, 2)
+        return flat.view(self.shape)
+
+    def as_row(self, x: Tensor) -> Tensor:
+        """The values of a map ``(B, C, H, W)`` in the order of this table."""
+        return (x.permute(0, 2, 3, 1) if self.last else x).reshape(-1)
+
+    def sum(
+        self,
+        maps: Sequence[int],
+        weights: Tensor,
+        also: Optional[Tensor] = None,
+        relu: bool = False,
+    ) -> Tensor:
+        """Weighted sum of some maps: each is read once, and added up in registers.
+
+        Args:
+            maps: Which.
+            weights: One per map, and then one for ``also``.
+            also: A map besides, flat.
+            relu: Whether to return max(sum, 0).
+
+        Returns:
+            ``(B, C, H, W)``.
+        """
+        if not maps:
+            total = also * weights
+        else:
+            rows = self.flat.view(-1, _row_length(self.flat.shape[1]))
+            per_map = len(rows) // len(self.flat)
+            spread = weights[: len(maps)].expand(per_map, -1).contiguous()
+            index = _row_numbers(tuple(maps), per_map)
+            total = F.embedding_bag(index, rows, mode='sum', per_sample_weights=spread).view(-1)
+            if also is not None:
+                total.add_(also, alpha=weights[-1].item())
+        return self.shaped(total.relu_() if relu else total)
+
+    def dots(self, maps: Sequence[int], other: Tensor) -> Tensor:
+        """Inner products of some maps with the map ``other``, flat as here."""
+        return torch.stack([torch.dot(self.flat[k], other) for k in maps])
+
+    def gate(self, k: int, grad: Tensor, read: Tensor, maps: Sequence[int]) -> Tensor:
+        """Write ``grad``, where ``read`` is positive and else 0, in the place of map ``k``.
+
+        Args:
+            k: Which place.
+            grad: ``(B, C, H, W)``.
+            read: ``(B, C, H, W)``.
+            maps: Whose inner products with what is written to return.
+        """
+        aten.threshold_backward.grad_input(grad, read, 0, grad_input=self[k])
+        return self.dots(maps, self.flat[k])
+
+
+@lru_cache(maxsize=1024)
+def _row_numbers(maps: tuple[int, ...], per_map: int) -> Tensor:
+    """The rows of each bag: one of every map."""
+    with torch.inference_mode(False):
+        return torch.arange(per_map)[:, None] + torch.tensor(maps) * per_map
+
+
+@lru_cache(maxsize=256)
+def _row_length(size: int, most: int = 4096) -> int:
+    """The longest row of at most ``most`` that divides ``size``."""
+    return (
+        math.gcd(size, most)
+        if size % most == 0
+        else max(d for d in range(1, min(size, most) + 1) if size % d == 0)
+    )
