@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from timm_topo.stages import GraphStage, aggregate, graph_stages, set_fused_aggregate
+from timm_topo.stages import GraphStage, aggregate, graph_stages, lean, set_fused_aggregate
 from timm_topo.stages.aggregate import aggregate_reference, is_fused, make_table
 
 pytest.importorskip('triton', '3.2', reason='Triton 3.2 or newer is not installed')
@@ -204,6 +204,46 @@ def test_inference_in_half_precision(dtype, randomise):
     error = (got - expected).float().norm() / expected.float().norm()
     assert got.dtype == dtype
     assert error < 10 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize('last', [False, True])
+@pytest.mark.parametrize(
+    'dtype', [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+)  # fmt: skip
+def test_tables_are_tried_before_they_are_used(dtype, last, monkeypatch):
+    """Without a random number of the user's; what differs in training or evaluation is refused."""
+    before = torch.get_rng_state()
+    lean.agrees_on.cache_clear()
+    device = torch.device(DEVICE)
+    assert lean.agrees_on(device, dtype, last)
+    assert torch.equal(torch.get_rng_state(), before)
+    model = timm.create_model('test_toponet').to(DEVICE).train()
+    x = torch.randn(2, 16, 16, 16, device=DEVICE)
+    inner = lean._norm_into
+    for training in (True, False):
+
+        def wrong(out, y, bn, training=training):
+            statistics = inner(out, y, bn)
+            if bn.training == training:
+                statistics.mul_(2) if training else out.mul_(2)
+            return statistics
+
+        monkeypatch.setattr(lean, '_norm_into', wrong)
+        lean.agrees_on.cache_clear()
+        with pytest.warns(UserWarning, match='run node by node'):
+            assert not lean.agrees_on(device, dtype, last)
+        lean.agrees_on.cache_clear()
+        with pytest.warns(UserWarning, match='run node by node'):
+            assert model.stages[0].fast_path(x) is None
+
+    def fails(out, y, bn):
+        raise RuntimeError('no kernel image')
+
+    monkeypatch.setattr(lean, '_norm_into', fails)
+    lean.agrees_on.cache_clear()
+    with pytest.warns(UserWarning, match='fail there .no kernel image'):
+        assert not lean.agrees_on(device, dtype, last)
+    lean.agrees_on.cache_clear()
 
 
 def test_tables_are_not_for_autocast_without_the_kernels():

@@ -15,7 +15,15 @@ from torch.utils.checkpoint import checkpoint
 from ..connectivity import Connectivity
 from ..wiring import Wiring
 from .aggregate import aggregate, is_fused
-from .lean import lean_chains, lean_entry, lean_stage, let_go, starts_with_relu
+from .lean import (
+    agrees_on,
+    has_last,
+    lean_chains,
+    lean_entry,
+    lean_stage,
+    let_go,
+    starts_with_relu,
+)
 from .offset import Offset, merge
 
 __all__ = ['GraphStage', 'graph_stages']
@@ -138,10 +146,10 @@ class GraphStage(nn.Module):
             return None
         if torch.is_grad_enabled() and not self.training:
             return None
-        if x.device.type != 'cpu' and not is_fused(x):
+        half, fused = _autocast_dtype(x), is_fused(x)
+        if (half or x.device.type != 'cpu') and not fused:
             return None
-        half = _autocast_dtype(x)
-        if half and not is_fused(x):
+        if fused and not agrees_on(x.device, half or x.dtype, has_last(x)):
             return None
         if torch.is_grad_enabled() and x.dtype not in (torch.float32, torch.float64, half):
             return None

@@ -14,9 +14,10 @@ Values and gradients are those of the equation in :class:`timm_topo.stages.Graph
 
 import itertools
 import threading
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Optional
 
 import torch
@@ -26,15 +27,25 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from ..wiring import Wiring
-from .aggregate import make_table
+from .aggregate import aggregate_reference, make_table
 from .table import Table
 
-__all__ = ['Chain', 'lean_chains', 'lean_entry', 'lean_stage', 'let_go', 'starts_with_relu']
+__all__ = [
+    'Chain',
+    'agrees_on',
+    'has_last',
+    'lean_chains',
+    'lean_entry',
+    'lean_stage',
+    'let_go',
+    'starts_with_relu',
+]
 
 aten = torch.ops.aten
 
 _FREE: list[Tensor] = []  # tables of the last training step
 _LOCK = threading.Lock()
+_LAYOUTS = {False: torch.contiguous_format, True: torch.channels_last}
 
 # Below this |gamma| / |beta|, dividing by gamma costs more digits than a float32 can spare; what
 # is rounded to half precision can spare hardly any.
@@ -145,11 +156,17 @@ class _LeanStage(torch.autograd.Function):
                 return table.sum(readers, of)
             return table.sum(readers[:-1], of, also=grad_out)
 
-        def credit(node: int, dots: Tensor) -> None:
-            start, stop = wiring.in_edges[node]
-            grad_weights[start:stop] = dots
+        by_weight = ctx.needs_input_grad[3]
 
-        credit(last, table.dots(wiring.preds(last), grad_out))
+        def credit(node: int, dots: Tensor) -> None:
+            if by_weight:
+                start, stop = wiring.in_edges[node]
+                grad_weights[start:stop] = dots
+
+        def credited(node: int) -> tuple[int, ...]:
+            return wiring.preds(node) if by_weight else ()
+
+        credit(last, table.dots(credited(last), grad_out))
         for node in range(count, 0, -1):
             read = _read(table, x, wiring, weights, ctx.raw, node)
             grad, grad_own[node - 1] = _chain_backward(
@@ -161,21 +178,100 @@ class _LeanStage(torch.autograd.Function):
                 credit(node, (grad * x).sum(dtype=weights.dtype))
                 grad_x = (grad * weights[0]).to(x.dtype)
             else:
-                credit(node, table.gate(node, grad, read, wiring.preds(node)))
+                credit(node, table.gate(node, grad, read, credited(node)))
         grad_own = [g for node in grad_own for g in node]
         grad_x_0 = pull(0)
         if not again:
             _give_back(flat)
-        if not ctx.needs_input_grad[3]:
-            grad_weights = None
+        grad_weights = grad_weights if by_weight else None
         return None, None, None, grad_weights, grad_x, grad_x_0, *grad_own
+
+
+@lru_cache
+def agrees_on(device: torch.device, dtype: torch.dtype, last: bool) -> bool:
+    """Whether a small stage in a table is the equation on a device; if not, it warns.
+
+    Beside our kernels a table rests on operators of PyTorch that write to memory they are given,
+    and these are other ones on every kind of device, in every precision and layout.
+
+    Args:
+        device: Where.
+        dtype: Of the maps; half precision is that of autocast.
+        last: Whether channels come last in memory.
+    """
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            mine, reference = _tried(device, dtype, last)
+        most = 1e-3 if dtype in (torch.float32, torch.float64) else 0.1
+        if all((a - b).norm() <= most * b.norm() for a, b in zip(mine, reference)):
+            return True
+        why = 'in one table they would compute something else there'
+    except RuntimeError as error:  # whatever an operator or the driver raises
+        why = f'in one table they fail there ({error})'
+    warnings.warn(
+        f'stages in {dtype} on {device} run node by node, which takes more time and memory: {why}',
+        stacklevel=2,
+    )
+    return False
+
+
+def _tried(device: torch.device, dtype: torch.dtype, last: bool) -> tuple[list[Tensor], ...]:
+    """Outputs and gradients of a small stage, in a table and edge by edge."""
+    half = dtype not in (torch.float32, torch.float64)
+    exact = torch.float32 if half else dtype
+    draw, layout = torch.Generator().manual_seed(0), _LAYOUTS[last]
+    chains = []
+    for _ in range(2):
+        depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False, device='meta')
+        pointwise = nn.Conv2d(8, 8, 1, bias=False, device='meta')
+        chains.append(Chain((depthwise, pointwise), nn.BatchNorm2d(8, device='meta')))
+    layers = nn.ModuleList(layer for chain in chains for layer in (*chain.convs, chain.bn))
+    layers.to_empty(device=device).to(exact, memory_format=layout)
+    for tensor in layers.state_dict(keep_vars=True).values():
+        drawn = torch.rand(tensor.shape, generator=draw)
+        tensor.data.copy_(drawn - 0.5 if tensor.ndim == 4 else drawn + 0.5)
+    x_0 = torch.randn(4, 8, 12, 12, generator=draw).to(device, dtype, memory_format=layout)
+    weights = torch.rand(6, generator=draw).to(device, exact)
+    wiring = Wiring(4, [(s, t) for t in range(4) for s in range(t)])
+    leaves = [weights.requires_grad_(), x_0.requires_grad_(), *layers.parameters()]
+    found = [], []
+    for training in (False, True):  # training changes what evaluation uses
+        layers.train(training)
+        for run, values in zip((partial(lean_stage, raw=False), _edge_by_edge), found):
+            with (
+                torch.set_grad_enabled(training),
+                torch.autocast(device.type, dtype if half else None, enabled=half),
+            ):
+                output = run(wiring, chains, weights, x_0, x_0)
+            values.append(output)
+            if training:
+                toward = torch.linspace(-1, 1, output.numel(), device=device)
+                loss = (output * toward.view_as(output)).sum()
+                values += torch.autograd.grad(loss, leaves)
+    return found
+
+
+def _edge_by_edge(
+    wiring: Wiring, chains: Sequence[Chain], weights: Tensor, x: Tensor, x_0: Tensor
+) -> Tensor:
+    maps = [x_0]
+    for node in range(1, wiring.num_nodes):
+        y = aggregate_reference(maps, _in_weights(wiring, weights, node))
+        if node < wiring.num_nodes - 1:
+            chain = chains[node - 1]
+            maps.append(nn.Sequential(nn.ReLU(), *chain.convs, chain.bn)(y))
+    return y
 
 
 def _table_for(x_0: Tensor, wiring: Wiring) -> Table:
     """An empty table for the maps that a stage of such maps as ``x_0`` has, but for the last."""
     flat = _take(x_0, (wiring.num_nodes - 1, x_0.numel()))
-    last = not x_0.is_contiguous() and x_0.is_contiguous(memory_format=torch.channels_last)
-    return make_table(flat, x_0.shape, last)
+    return make_table(flat, x_0.shape, has_last(x_0))
+
+
+def has_last(x: Tensor) -> bool:
+    """Whether channels come last in memory."""
+    return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def _run(
@@ -187,14 +283,14 @@ def _run(
     x_0: Tensor,
     raw: bool,
 ) -> tuple[Tensor, list[Tensor]]:
-    """The stage output; and mean and 1 / sqrt(variance + eps) that each norm used, ``(2, C)``."""
+    """The stage output; and, in training, mean and 1 / sqrt(variance + eps) that each norm used."""
     table[0].copy_(x_0)
     statistics = []
     for node, chain in enumerate(chains, start=1):
         y = _read(table, x, wiring, weights, raw, node)
         for conv in chain.convs:
             y = _conv(y, conv, conv.weight)
-        statistics.append(_norm_into(table[node], y, chain.bn))
+        statistics.append(_norm_into(table[node], table.as_laid_out(y), chain.bn))
     last = wiring.num_nodes - 1
     return table.sum(wiring.preds(last), _in_weights(wiring, weights, last)), statistics
 
@@ -229,8 +325,11 @@ def _conv(x: Tensor, conv: nn.Conv2d, weight: Tensor) -> Tensor:
 
 
 def _norm_into(out: Tensor, y: Tensor, bn: nn.BatchNorm2d) -> Tensor:
-    """BN, written to ``out``; returns what :func:`_run` does of it (in training)."""
-    statistics = bn.weight.new_empty(2, y.shape[1] if bn.training else 0)
+    """BN, written to ``out``, which must lie in memory as ``y``; returns what it used, ``(2, C)``.
+
+    In evaluation PyTorch writes that on GPUs alone.
+    """
+    statistics = bn.weight.new_empty(2, y.shape[1])
     if bn.training and bn.track_running_stats:
         bn.num_batches_tracked.add_(1)
     aten.native_batch_norm.out(

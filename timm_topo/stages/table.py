@@ -36,6 +36,11 @@ class Table:
             return flat.view(b, h, w, c).permute(0, 3, 1, 2)
         return flat.view(self.shape)
 
+    def as_laid_out(self, x: Tensor) -> Tensor:
+        """``x`` ``(B, C, H, W)`` in the layout of this table, the same tensor where it is so."""
+        layout = torch.channels_last if self.last else torch.contiguous_format
+        return x.contiguous(memory_format=layout)
+
     def as_row(self, x: Tensor) -> Tensor:
         """The values of a map ``(B, C, H, W)`` in the order of this table."""
         return (x.permute(0, 2, 3, 1) if self.last else x).reshape(-1)
@@ -72,7 +77,8 @@ class Table:
 
     def dots(self, maps: Sequence[int], other: Tensor) -> Tensor:
         """Inner products of some maps with the map ``other``, flat as here."""
-        return torch.stack([torch.dot(self.flat[k], other) for k in maps])
+        products = [torch.dot(self.flat[k], other) for k in maps]
+        return torch.stack(products) if products else other.new_empty(0)
 
     def gate(self, k: int, grad: Tensor, read: Tensor, maps: Sequence[int]) -> Tensor:
         """Write ``grad``, where ``read`` is positive and else 0, in the place of map ``k``.
