@@ -1,6 +1,7 @@
 """What runs on CPU by default is the equation: values, gradients, statistics of norms."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import timm
@@ -311,6 +312,27 @@ def test_an_entry_keeps_what_its_norms_read():
 # -- inference ------------------------------------------------------------------------------------
 
 
+@settings(max_examples=40)
+@given(
+    nodes=st.integers(3, 7), p=st.floats(0.2, 1), seed=st.integers(0, 99),
+    rule=st.sampled_from(RULES), node=st.sampled_from(['sepconv', 'conv']),
+    batch=st.integers(1, 3), size=st.tuples(st.integers(5, 9), st.integers(5, 9)),
+    last=st.booleans(), training=st.booleans(),
+)  # fmt: skip
+def test_inference_is_the_equation(nodes, p, seed, rule, node, batch, size, last, training):
+    """In training mode too, where statistics of norms are renewed."""
+    stage = stage_of(random(nodes, p, seed).prune()[0], rule, node, seed).train(training)
+    x = torch.randn(batch, 3, *size, dtype=torch.float64)
+    if last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    plain = copy.deepcopy(stage)
+    plain.fast = False
+    with torch.no_grad():
+        torch.testing.assert_close(stage(x), plain(x))
+    for mine, theirs in zip(stage.buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
 @pytest.mark.parametrize('rule', ['alpha', 'router'])
 @pytest.mark.parametrize('cache', [1, 1 << 16, 1 << 40])
 @pytest.mark.parametrize('last', [False, True])
@@ -320,17 +342,18 @@ def test_images_in_parts_are_the_same_images(rule, cache, last, monkeypatch):
     if last:
         images = images.contiguous(memory_format=torch.channels_last)
     calls = []
-    maps = GraphStage.maps
+    run = 'run_lean' if rule == 'alpha' else 'last_map'  # weights for all lie in one table
+    inner = getattr(GraphStage, run)
 
-    def counted(self, x):
-        calls.append(len(x))
-        return maps(self, x)
+    def counted(*args):
+        calls.append(len(args[-1]))
+        return inner(*args)
 
     with torch.no_grad():
         for stage in graph_stages(model).values():
             stage.fast = False
         expected = model(images)
-        monkeypatch.setattr(GraphStage, 'maps', counted)
+        monkeypatch.setattr(GraphStage, run, counted)
         for stage in graph_stages(model).values():
             stage.fast = True
         monkeypatch.setattr(module, '_CACHE', cache)
@@ -351,15 +374,70 @@ def test_parts_have_as_many_images_for_every_thread(fitting, expected, monkeypat
     """If so many fit."""
     stage = stage_of(complete(4)).eval()
     x = torch.randn(11, 3, 8, 8, dtype=torch.float64)
-    calls = []
-    maps = GraphStage.maps
-    monkeypatch.setattr(GraphStage, 'maps', lambda self, x: calls.append(len(x)) or maps(self, x))
+    calls, inner = [], GraphStage.run_lean
+    monkeypatch.setattr(
+        GraphStage, 'run_lean', lambda *args: calls.append(len(args[-1])) or inner(*args)
+    )
     monkeypatch.setattr(torch, 'get_num_threads', lambda: 3)
     with torch.no_grad():
         one = stage.wiring.num_nodes * stage.entry(x[:1]).nbytes
         monkeypatch.setattr(module, '_CACHE', one * fitting // 3 + 1)
         stage(x)
     assert calls == expected
+
+
+def test_inference_uses_the_same_memory_unless_it_is_large(monkeypatch):
+    """One place for the tables of all stages, sizes and types, under no_grad and inference_mode."""
+    lean.let_go()
+    model = timm.create_model('test_toponet').eval()
+    images = torch.randn(3, 3, 64, 64)
+    with torch.no_grad():
+        expected = model(images)
+        place = lean._OWN.flat.data_ptr()
+        assert lean._OWN.flat.nbytes <= lean.KEPT * torch.get_num_threads()
+    with torch.inference_mode():
+        torch.testing.assert_close(model(images), expected)
+        model(images[..., ::2, ::2])
+    assert lean._OWN.flat.data_ptr() == place
+    with torch.no_grad():
+        torch.testing.assert_close(model.double()(images.double()), expected.double())
+        assert lean._OWN.flat.dtype == torch.float64
+        monkeypatch.setattr(lean, 'KEPT', 0)
+        model(images.double())
+    assert not hasattr(lean._OWN, 'flat')
+
+
+def test_threads_infer_in_memory_of_their_own():
+    model = timm.create_model('test_toponet').eval()
+    batches = [torch.randn(2, 3, 64, 64, generator=torch.manual_seed(k)) for k in range(16)]
+
+    def infer(images):
+        with torch.no_grad():
+            return model(images)
+
+    expected = [infer(images) for images in batches]
+    with ThreadPoolExecutor(4) as pool:
+        for mine, theirs in zip(pool.map(infer, batches), expected, strict=True):
+            torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize('size', [2, 9])
+def test_few_positions_of_many_channels_are_a_product(size):
+    """As a convolution computes it: where weights are more than the values, and where not."""
+    wiring = complete(4)
+    parts = NODES['sepconv'](3, 48, 2, 2, 1, norm_layer=nn.BatchNorm2d)
+    stage = GraphStage(wiring, build_connectivity('alpha', wiring), parts.entry, parts.nodes)
+    stage = stage.double().train()
+    x = torch.randn(2, 3, 2 * size, 2 * size, dtype=torch.float64)
+    pointwise = stage.nodes[0].conv_pw
+    read = torch.randn(2, 48, size, size, dtype=torch.float64)
+    read = read.contiguous(memory_format=torch.channels_last)
+    assert lean._is_product(read, pointwise, pointwise.weight) == (size == 2)
+    both(stage, x)
+    plain = copy.deepcopy(stage.eval())
+    plain.fast = False
+    with torch.no_grad():
+        torch.testing.assert_close(stage(x), plain(x))
 
 
 def test_hooks_see_whole_batches():

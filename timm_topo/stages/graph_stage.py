@@ -132,12 +132,13 @@ class GraphStage(nn.Module):
     @torch.jit.unused
     def fast_path(self, x: Tensor) -> Optional[Callable[[Tensor], Tensor]]:
         """How to run if only the stage output is wanted, where that is faster."""
+        chains = self.lean(x)
+        run = None if chains is None else partial(self.run_lean, chains)
         if not torch.is_grad_enabled():
             let_go()
-            if not is_fused(x):
-                return self.run_in_parts if self.splits(x) else None
-        chains = self.lean(x)
-        return None if chains is None else partial(self.run_lean, chains)
+            if x.device.type == 'cpu' and not is_fused(x) and self.splits(x):
+                return partial(self.run_in_parts, run or self.last_map)
+        return run
 
     @torch.jit.unused
     def lean(self, x: Tensor) -> Optional[list]:
@@ -174,12 +175,22 @@ class GraphStage(nn.Module):
         return not any(_mixes_or_is_watched(m) for m in self.modules() if m is not self)
 
     @torch.jit.unused
-    def run_in_parts(self, x: Tensor) -> Tensor:
-        """The stage output, so many images at a time that the maps of all nodes stay in cache."""
+    def run_in_parts(self, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """The stage output, of so many images at a time that the maps of all nodes stay in cache.
+
+        Args:
+            run: Stage input -> stage output.
+            x: Stage input.
+        """
         threads = torch.get_num_threads()
         fitting = _CACHE * threads // (self.wiring.num_nodes * self.entry(x[:1]).nbytes)
         images = fitting - fitting % threads or max(fitting, 1)  # as many for every thread
-        return torch.cat([self.maps(part)[-1] for part in x.split(images)])
+        return torch.cat([run(part) for part in x.split(images)])
+
+    @torch.jit.unused
+    def last_map(self, x: Tensor) -> Tensor:
+        """The stage output."""
+        return self.maps(x)[-1]
 
     def maps(self, x: Tensor) -> List[Tensor]:
         """Stage input -> the maps of all nodes, the stage output last."""

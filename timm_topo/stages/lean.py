@@ -13,9 +13,11 @@ Values and gradients are those of the equation in :class:`timm_topo.stages.Graph
 """
 
 import itertools
+import math
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Optional
@@ -44,6 +46,8 @@ __all__ = [
 aten = torch.ops.aten
 
 _FREE: list[Tensor] = []  # tables of the last training step
+_OWN = threading.local()  # the table of inference
+KEPT = 32 << 20  # bytes per thread that it may have to be kept
 _LOCK = threading.Lock()
 _LAYOUTS = {False: torch.contiguous_format, True: torch.channels_last}
 
@@ -99,7 +103,9 @@ def lean_stage(
         raw: Whether node 1 reads the stage input instead of x_0.
     """
     if not torch.is_grad_enabled():
-        return _run(_table_for(x_0, wiring), wiring, chains, weights, x, x_0, raw)[0]
+        with _borrowed(x_0, (wiring.num_nodes - 1, x_0.numel())) as flat:
+            table = make_table(flat, x_0.shape, has_last(x_0))
+            return _run(table, wiring, chains, weights, x, x_0, raw)[0]
     parameters = [p for chain in chains for p in chain.parameters()]
     return _LeanStage.apply(wiring, chains, raw, weights, x if raw else None, x_0, *parameters)
 
@@ -120,7 +126,8 @@ def lean_entry(entry: nn.Module, x: Tensor) -> Tensor:
 class _LeanStage(torch.autograd.Function):
     @staticmethod
     def forward(ctx, wiring, chains, raw, weights, x, x_0, *parameters) -> Tensor:
-        table = _table_for(x_0, wiring)
+        flat = _take(x_0, (wiring.num_nodes - 1, x_0.numel()))
+        table = make_table(flat, x_0.shape, has_last(x_0))
         out, statistics = _run(table, wiring, chains, weights, x, x_0, raw)
         ctx.form, ctx.wiring, ctx.chains, ctx.raw = (table.shape, table.last), wiring, chains, raw
         ctx.save_for_backward(weights, x, table.flat, *statistics, *parameters)
@@ -263,12 +270,6 @@ def _edge_by_edge(
     return y
 
 
-def _table_for(x_0: Tensor, wiring: Wiring) -> Table:
-    """An empty table for the maps that a stage of such maps as ``x_0`` has, but for the last."""
-    flat = _take(x_0, (wiring.num_nodes - 1, x_0.numel()))
-    return make_table(flat, x_0.shape, has_last(x_0))
-
-
 def has_last(x: Tensor) -> bool:
     """Whether channels come last in memory."""
     return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
@@ -321,7 +322,37 @@ def _by_source(wiring: Wiring, device: torch.device) -> tuple[Tensor, list[int]]
 
 def _conv(x: Tensor, conv: nn.Conv2d, weight: Tensor) -> Tensor:
     weight = weight.to(x.dtype)  # under autocast
+    if _is_product(x, conv, weight):
+        return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1)).permute(0, 3, 1, 2)
     return F.conv2d(x, weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
+
+
+def _conv_backward(
+    grad: Tensor, x: Tensor, conv: nn.Conv2d, weight: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients with respect to what a convolution reads and to its weights."""
+    narrow = weight.to(x.dtype)
+    if _is_product(x, conv, weight):
+        rows, grads = (t.permute(0, 2, 3, 1) for t in (x, grad))
+        grad_weight = grads.flatten(0, 2).t() @ rows.flatten(0, 2)
+        return (grads @ narrow.flatten(1)).permute(0, 3, 1, 2), grad_weight.view_as(weight)
+    grad, grad_weight, _ = aten.convolution_backward(
+        grad, x, narrow, None, conv.stride, conv.padding, conv.dilation,
+        False, [0, 0], conv.groups, [True, True, False],
+    )  # fmt: skip
+    return grad, grad_weight.to(weight.dtype)
+
+
+def _is_product(x: Tensor, conv: nn.Conv2d, weight: Tensor) -> bool:
+    """Whether to convolve by one product of matrices.
+
+    On CPU a convolution first brings its weights into another order; where these are more than the
+    values it reads, that takes longer than what follows.
+    """
+    pointwise = conv.kernel_size == (1, 1) and conv.stride == (1, 1) and conv.groups == 1
+    last = x.is_contiguous(memory_format=torch.channels_last)
+    small = x.numel() < weight.numel() and x.device.type == 'cpu'
+    return small and last and pointwise and conv.padding == (0, 0)
 
 
 def _norm_into(out: Tensor, y: Tensor, bn: nn.BatchNorm2d) -> Tensor:
@@ -372,11 +403,8 @@ def _chain_backward(
     )
     grad_kernels = []
     for conv, kernel, x in reversed(list(zip(chain.convs, kernels, inputs))):
-        grad, grad_kernel, _ = aten.convolution_backward(
-            grad, x, kernel.to(x.dtype), None, conv.stride, conv.padding, conv.dilation,
-            False, [0, 0], conv.groups, [True, True, False],
-        )  # fmt: skip
-        grad_kernels.insert(0, grad_kernel.to(kernel.dtype))
+        grad, grad_kernel = _conv_backward(grad, x, conv, kernel)
+        grad_kernels.insert(0, grad_kernel)
     return grad, (*grad_kernels, grad_gamma, grad_beta)
 
 
@@ -403,6 +431,23 @@ def let_go() -> None:
     """Free the tables that wait for the next training step."""
     with _LOCK:
         _FREE.clear()
+
+
+@contextmanager
+def _borrowed(like: Tensor, shape: tuple[int, int]) -> Iterator[Tensor]:
+    """Memory for a table of inference: the same for all of a thread, unless it is large."""
+    size = math.prod(shape)
+    flat = vars(_OWN).pop('flat', None)
+    if (
+        flat is None
+        or flat.numel() < size
+        or (flat.dtype, flat.device) != (like.dtype, like.device)
+    ):
+        with torch.inference_mode(False):
+            flat = like.new_empty(size)
+    yield flat[:size].view(shape)
+    if like.device.type == 'cpu' and flat.nbytes <= KEPT * torch.get_num_threads():
+        _OWN.flat = flat
 
 
 def _keeps_graph() -> bool:

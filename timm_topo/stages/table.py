@@ -69,8 +69,10 @@ class Table:
             rows = self.flat.view(-1, _row_length(self.flat.shape[1]))
             per_map = len(rows) // len(self.flat)
             spread = weights[: len(maps)].expand(per_map, -1).contiguous()
-            index = _row_numbers(tuple(maps), per_map)
-            total = F.embedding_bag(index, rows, mode='sum', per_sample_weights=spread).view(-1)
+            numbers, starts = _row_numbers(tuple(maps), per_map)
+            total = F.embedding_bag(
+                numbers, rows, starts, mode='sum', per_sample_weights=spread.view(-1)
+            ).view(-1)
             if also is not None:
                 total.add_(also, alpha=weights[-1].item())
         return self.shaped(total.relu_() if relu else total)
@@ -94,10 +96,11 @@ class Table:
 
 
 @lru_cache(maxsize=1024)
-def _row_numbers(maps: tuple[int, ...], per_map: int) -> Tensor:
-    """The rows of each bag: one of every map."""
+def _row_numbers(maps: tuple[int, ...], per_map: int) -> tuple[Tensor, Tensor]:
+    """The rows of all bags, in each one of every map; and where the bags start."""
     with torch.inference_mode(False):
-        return torch.arange(per_map)[:, None] + torch.tensor(maps) * per_map
+        numbers = torch.arange(per_map)[:, None] + torch.tensor(maps) * per_map
+        return numbers.view(-1), torch.arange(0, numbers.numel(), len(maps))
 
 
 @lru_cache(maxsize=256)
