@@ -16,7 +16,7 @@ from timm_topo.analysis.prune import prune
 from timm_topo.connectivity import build_connectivity
 from timm_topo.generators import complete, random, residual, sequential
 from timm_topo.nodes import NODES
-from timm_topo.stages import GraphStage, graph_stages, lean
+from timm_topo.stages import GraphStage, graph_stages, lean, reuse
 from timm_topo.stages import graph_stage as module
 
 RULES = ['alpha', 'tanh', 'fixed', {'name': 'alpha', 'weigh_sole': False}]
@@ -133,7 +133,7 @@ def test_two_backward_passes_add_up():
 @pytest.mark.parametrize('known', [True, False])
 def test_steps_use_the_same_memory(known, monkeypatch):
     """Where PyTorch tells that there is no second backward pass; values are the same anyway."""
-    lean.let_go()
+    reuse.let_go()
     if not known:
         monkeypatch.setattr(lean, '_keeps_graph', lambda: True)
     elif not hasattr(torch._C._autograd, '_get_current_graph_task_keep_graph'):
@@ -143,13 +143,13 @@ def test_steps_use_the_same_memory(known, monkeypatch):
     for seed in range(3):
         x = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.manual_seed(seed))
         both(stage, x)
-        places.append([flat.data_ptr() for flat in lean._FREE])
+        places.append([flat.data_ptr() for flat in reuse._FREE])
     assert places == ([places[0]] * 3 if known else [[], [], []])
     assert len(places[0]) == int(known)
 
 
 def test_two_graphs_at_once_do_not_share_memory():
-    lean.let_go()
+    reuse.let_go()
     stage = stage_of(complete(5)).train()
     inputs = [torch.randn(2, 3, 8, 8, dtype=torch.float64) for _ in range(2)]
     expected = [
@@ -161,7 +161,7 @@ def test_two_graphs_at_once_do_not_share_memory():
 
 
 def test_memory_goes_with_other_shapes_and_with_inference():
-    lean.let_go()
+    reuse.let_go()
     model = timm.create_model('test_toponet').train()
     sizes = {}
     for name, stage in graph_stages(model).items():
@@ -170,13 +170,13 @@ def test_memory_goes_with_other_shapes_and_with_inference():
         model(torch.randn(2, 3, side, side)).sum().backward()
         nodes = {name: stage.wiring.num_nodes for name, stage in graph_stages(model).items()}
         expected = {(nodes[name] - 1, size) for name, size in sizes.items()}
-        kept = {tuple(flat.shape) for flat in lean._FREE}
+        kept = {tuple(flat.shape) for flat in reuse._FREE}
         assert kept == expected or not hasattr(
             torch._C._autograd, '_get_current_graph_task_keep_graph'
         )
     with torch.no_grad():
         model.eval()(torch.randn(2, 3, 64, 64))
-    assert lean._FREE == []
+    assert reuse._FREE == []
 
 
 def test_weights_that_change_between_the_passes_are_an_error():
@@ -388,23 +388,23 @@ def test_parts_have_as_many_images_for_every_thread(fitting, expected, monkeypat
 
 def test_inference_uses_the_same_memory_unless_it_is_large(monkeypatch):
     """One place for the tables of all stages, sizes and types, under no_grad and inference_mode."""
-    lean.let_go()
+    reuse.let_go()
     model = timm.create_model('test_toponet').eval()
     images = torch.randn(3, 3, 64, 64)
     with torch.no_grad():
         expected = model(images)
-        place = lean._OWN.flat.data_ptr()
-        assert lean._OWN.flat.nbytes <= lean.KEPT * torch.get_num_threads()
+        place = reuse._OWN.flat.data_ptr()
+        assert reuse._OWN.flat.nbytes <= reuse._KEPT * torch.get_num_threads()
     with torch.inference_mode():
         torch.testing.assert_close(model(images), expected)
         model(images[..., ::2, ::2])
-    assert lean._OWN.flat.data_ptr() == place
+    assert reuse._OWN.flat.data_ptr() == place
     with torch.no_grad():
         torch.testing.assert_close(model.double()(images.double()), expected.double())
-        assert lean._OWN.flat.dtype == torch.float64
-        monkeypatch.setattr(lean, 'KEPT', 0)
+        assert reuse._OWN.flat.dtype == torch.float64
+        monkeypatch.setattr(reuse, '_KEPT', 0)
         model(images.double())
-    assert not hasattr(lean._OWN, 'flat')
+    assert not hasattr(reuse._OWN, 'flat')
 
 
 def test_threads_infer_in_memory_of_their_own():

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from timm_topo.stages import GraphStage, aggregate, graph_stages, lean, set_fused_aggregate
+from timm_topo.stages import GraphStage, aggregate, graph_stages, lean, set_fused_aggregate, trial
 from timm_topo.stages.aggregate import aggregate_reference, is_fused, make_table
 
 pytest.importorskip('triton', '3.2', reason='Triton 3.2 or newer is not installed')
@@ -213,9 +213,9 @@ def test_inference_in_half_precision(dtype, randomise):
 def test_tables_are_tried_before_they_are_used(dtype, last, monkeypatch):
     """Without a random number of the user's; what differs in training or evaluation is refused."""
     before = torch.get_rng_state()
-    lean.agrees_on.cache_clear()
+    trial.agrees_on.cache_clear()
     device = torch.device(DEVICE)
-    assert lean.agrees_on(device, dtype, last)
+    assert trial.agrees_on(device, dtype, last)
     assert torch.equal(torch.get_rng_state(), before)
     model = timm.create_model('test_toponet').to(DEVICE).train()
     x = torch.randn(2, 16, 16, 16, device=DEVICE)
@@ -229,10 +229,10 @@ def test_tables_are_tried_before_they_are_used(dtype, last, monkeypatch):
             return statistics
 
         monkeypatch.setattr(lean, '_norm_into', wrong)
-        lean.agrees_on.cache_clear()
+        trial.agrees_on.cache_clear()
         with pytest.warns(UserWarning, match='run node by node'):
-            assert not lean.agrees_on(device, dtype, last)
-        lean.agrees_on.cache_clear()
+            assert not trial.agrees_on(device, dtype, last)
+        trial.agrees_on.cache_clear()
         with pytest.warns(UserWarning, match='run node by node'):
             assert model.stages[0].fast_path(x) is None
 
@@ -240,10 +240,10 @@ def test_tables_are_tried_before_they_are_used(dtype, last, monkeypatch):
         raise RuntimeError('no kernel image')
 
     monkeypatch.setattr(lean, '_norm_into', fails)
-    lean.agrees_on.cache_clear()
+    trial.agrees_on.cache_clear()
     with pytest.warns(UserWarning, match='fail there .no kernel image'):
-        assert not lean.agrees_on(device, dtype, last)
-    lean.agrees_on.cache_clear()
+        assert not trial.agrees_on(device, dtype, last)
+    trial.agrees_on.cache_clear()
 
 
 def test_tables_are_not_for_autocast_without_the_kernels():

@@ -15,16 +15,10 @@ from torch.utils.checkpoint import checkpoint
 from ..connectivity import Connectivity
 from ..wiring import Wiring
 from .aggregate import aggregate, is_fused
-from .lean import (
-    agrees_on,
-    has_last,
-    lean_chains,
-    lean_entry,
-    lean_stage,
-    let_go,
-    starts_with_relu,
-)
+from .lean import has_last, lean_chains, lean_entry, lean_stage, starts_with_relu
 from .offset import Offset, merge
+from .reuse import let_go
+from .trial import agrees_on
 
 __all__ = ['GraphStage', 'graph_stages']
 

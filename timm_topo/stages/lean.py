@@ -13,13 +13,9 @@ Values and gradients are those of the equation in :class:`timm_topo.stages.Graph
 """
 
 import itertools
-import math
-import threading
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Optional
 
 import torch
@@ -29,27 +25,20 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from ..wiring import Wiring
-from .aggregate import aggregate_reference, make_table
+from .aggregate import make_table
+from .reuse import borrowed, give_back, take
 from .table import Table
 
 __all__ = [
     'Chain',
-    'agrees_on',
     'has_last',
     'lean_chains',
     'lean_entry',
     'lean_stage',
-    'let_go',
     'starts_with_relu',
 ]
 
 aten = torch.ops.aten
-
-_FREE: list[Tensor] = []  # tables of the last training step
-_OWN = threading.local()  # the table of inference
-KEPT = 32 << 20  # bytes per thread that it may have to be kept
-_LOCK = threading.Lock()
-_LAYOUTS = {False: torch.contiguous_format, True: torch.channels_last}
 
 # Below this |gamma| / |beta|, dividing by gamma costs more digits than a float32 can spare; what
 # is rounded to half precision can spare hardly any.
@@ -103,7 +92,7 @@ def lean_stage(
         raw: Whether node 1 reads the stage input instead of x_0.
     """
     if not torch.is_grad_enabled():
-        with _borrowed(x_0, (wiring.num_nodes - 1, x_0.numel())) as flat:
+        with borrowed(x_0, (wiring.num_nodes - 1, x_0.numel())) as flat:
             table = make_table(flat, x_0.shape, has_last(x_0))
             return _run(table, wiring, chains, weights, x, x_0, raw)[0]
     parameters = [p for chain in chains for p in chain.parameters()]
@@ -126,7 +115,7 @@ def lean_entry(entry: nn.Module, x: Tensor) -> Tensor:
 class _LeanStage(torch.autograd.Function):
     @staticmethod
     def forward(ctx, wiring, chains, raw, weights, x, x_0, *parameters) -> Tensor:
-        flat = _take(x_0, (wiring.num_nodes - 1, x_0.numel()))
+        flat = take(x_0, (wiring.num_nodes - 1, x_0.numel()))
         table = make_table(flat, x_0.shape, has_last(x_0))
         out, statistics = _run(table, wiring, chains, weights, x, x_0, raw)
         ctx.form, ctx.wiring, ctx.chains, ctx.raw = (table.shape, table.last), wiring, chains, raw
@@ -189,85 +178,9 @@ class _LeanStage(torch.autograd.Function):
         grad_own = [g for node in grad_own for g in node]
         grad_x_0 = pull(0)
         if not again:
-            _give_back(flat)
+            give_back(flat)
         grad_weights = grad_weights if by_weight else None
         return None, None, None, grad_weights, grad_x, grad_x_0, *grad_own
-
-
-@lru_cache
-def agrees_on(device: torch.device, dtype: torch.dtype, last: bool) -> bool:
-    """Whether a small stage in a table is the equation on a device; if not, it warns.
-
-    Beside our kernels a table rests on operators of PyTorch that write to memory they are given,
-    and these are other ones on every kind of device, in every precision and layout.
-
-    Args:
-        device: Where.
-        dtype: Of the maps; half precision is that of autocast.
-        last: Whether channels come last in memory.
-    """
-    try:
-        with torch.inference_mode(False), torch.enable_grad():
-            mine, reference = _tried(device, dtype, last)
-        most = 1e-3 if dtype in (torch.float32, torch.float64) else 0.1
-        if all((a - b).norm() <= most * b.norm() for a, b in zip(mine, reference)):
-            return True
-        why = 'in one table they would compute something else there'
-    except RuntimeError as error:  # whatever an operator or the driver raises
-        why = f'in one table they fail there ({error})'
-    warnings.warn(
-        f'stages in {dtype} on {device} run node by node, which takes more time and memory: {why}',
-        stacklevel=2,
-    )
-    return False
-
-
-def _tried(device: torch.device, dtype: torch.dtype, last: bool) -> tuple[list[Tensor], ...]:
-    """Outputs and gradients of a small stage, in a table and edge by edge."""
-    half = dtype not in (torch.float32, torch.float64)
-    exact = torch.float32 if half else dtype
-    draw, layout = torch.Generator().manual_seed(0), _LAYOUTS[last]
-    chains = []
-    for _ in range(2):
-        depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False, device='meta')
-        pointwise = nn.Conv2d(8, 8, 1, bias=False, device='meta')
-        chains.append(Chain((depthwise, pointwise), nn.BatchNorm2d(8, device='meta')))
-    layers = nn.ModuleList(layer for chain in chains for layer in (*chain.convs, chain.bn))
-    layers.to_empty(device=device).to(exact, memory_format=layout)
-    for tensor in layers.state_dict(keep_vars=True).values():
-        drawn = torch.rand(tensor.shape, generator=draw)
-        tensor.data.copy_(drawn - 0.5 if tensor.ndim == 4 else drawn + 0.5)
-    x_0 = torch.randn(4, 8, 12, 12, generator=draw).to(device, dtype, memory_format=layout)
-    weights = torch.rand(6, generator=draw).to(device, exact)
-    wiring = Wiring(4, [(s, t) for t in range(4) for s in range(t)])
-    leaves = [weights.requires_grad_(), x_0.requires_grad_(), *layers.parameters()]
-    found = [], []
-    for training in (False, True):  # training changes what evaluation uses
-        layers.train(training)
-        for run, values in zip((partial(lean_stage, raw=False), _edge_by_edge), found):
-            with (
-                torch.set_grad_enabled(training),
-                torch.autocast(device.type, dtype if half else None, enabled=half),
-            ):
-                output = run(wiring, chains, weights, x_0, x_0)
-            values.append(output)
-            if training:
-                toward = torch.linspace(-1, 1, output.numel(), device=device)
-                loss = (output * toward.view_as(output)).sum()
-                values += torch.autograd.grad(loss, leaves)
-    return found
-
-
-def _edge_by_edge(
-    wiring: Wiring, chains: Sequence[Chain], weights: Tensor, x: Tensor, x_0: Tensor
-) -> Tensor:
-    maps = [x_0]
-    for node in range(1, wiring.num_nodes):
-        y = aggregate_reference(maps, _in_weights(wiring, weights, node))
-        if node < wiring.num_nodes - 1:
-            chain = chains[node - 1]
-            maps.append(nn.Sequential(nn.ReLU(), *chain.convs, chain.bn)(y))
-    return y
 
 
 def has_last(x: Tensor) -> bool:
@@ -293,20 +206,20 @@ def _run(
             y = _conv(y, conv, conv.weight)
         statistics.append(_norm_into(table[node], table.as_laid_out(y), chain.bn))
     last = wiring.num_nodes - 1
-    return table.sum(wiring.preds(last), _in_weights(wiring, weights, last)), statistics
+    return table.sum(wiring.preds(last), in_weights(wiring, weights, last)), statistics
 
 
 def _read(
     table: Table, x: Optional[Tensor], wiring: Wiring, weights: Tensor, raw: bool, node: int
 ) -> Tensor:
     """What the first convolution of ``node`` reads, in a map of its own."""
-    own = _in_weights(wiring, weights, node)
+    own = in_weights(wiring, weights, node)
     if raw and node == 1:
         return (x * own).to(table.flat.dtype).relu_()
     return table.sum(wiring.preds(node), own, relu=True)
 
 
-def _in_weights(wiring: Wiring, weights: Tensor, node: int) -> Tensor:
+def in_weights(wiring: Wiring, weights: Tensor, node: int) -> Tensor:
     start, stop = wiring.in_edges[node]
     return weights[start:stop]
 
@@ -406,48 +319,6 @@ def _chain_backward(
         grad, grad_kernel = _conv_backward(grad, x, conv, kernel)
         grad_kernels.insert(0, grad_kernel)
     return grad, (*grad_kernels, grad_gamma, grad_beta)
-
-
-def _take(like: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Memory for a table: one that was given back, as fresh pages can cost more than the sums.
-
-    On a GPU PyTorch itself keeps what is freed.
-    """
-    with _LOCK:
-        for k, flat in enumerate(_FREE):
-            if flat.shape == shape and flat.dtype == like.dtype and flat.device == like.device:
-                return _FREE.pop(k)
-        _FREE.clear()  # other shapes: what is left of those before goes
-    return like.new_empty(shape)
-
-
-def _give_back(flat: Tensor) -> None:
-    if flat.device.type == 'cpu':
-        with _LOCK:
-            _FREE.append(flat)
-
-
-def let_go() -> None:
-    """Free the tables that wait for the next training step."""
-    with _LOCK:
-        _FREE.clear()
-
-
-@contextmanager
-def _borrowed(like: Tensor, shape: tuple[int, int]) -> Iterator[Tensor]:
-    """Memory for a table of inference: the same for all of a thread, unless it is large."""
-    size = math.prod(shape)
-    flat = vars(_OWN).pop('flat', None)
-    if (
-        flat is None
-        or flat.numel() < size
-        or (flat.dtype, flat.device) != (like.dtype, like.device)
-    ):
-        with torch.inference_mode(False):
-            flat = like.new_empty(size)
-    yield flat[:size].view(shape)
-    if like.device.type == 'cpu' and flat.nbytes <= KEPT * torch.get_num_threads():
-        _OWN.flat = flat
 
 
 def _keeps_graph() -> bool:
