@@ -9,6 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from timm_topo.analysis.executors import as_naive
 from timm_topo.analysis.memory import saved_memory
@@ -251,6 +253,8 @@ def test_autocast_and_half_precision_run_as_they_did():
     with torch.autocast('cpu', torch.bfloat16):
         assert stage.fast_path(x) is None
     assert stage.bfloat16().fast_path(x.bfloat16()) is None
+    with torch.no_grad():
+        assert stage.eval().lean(x.bfloat16()) is None
 
 
 @pytest.mark.parametrize(
@@ -468,3 +472,101 @@ def test_a_pruned_network_trains_in_the_fast_way():
     smaller.train()
     x = torch.randn(2, 16, 24, 24)
     assert smaller.stages[0].fast_path(x) is not None
+
+
+# -- around it -----------------------------------------------------------------------------------
+
+
+def test_a_default_device_changes_nothing():
+    """Nor what is kept for later passes."""
+    wiring = random(6, 0.7, 11).prune()[0]  # of no other test: nothing of it is kept yet
+    stage = stage_of(wiring).eval()
+    x = torch.randn(2, 3, 10, 10, dtype=torch.float64)
+    plain = copy.deepcopy(stage)
+    plain.fast = False
+    with torch.no_grad():
+        expected = plain(x)
+        with torch.device('meta'):
+            torch.testing.assert_close(stage(x), expected)
+        torch.testing.assert_close(stage(x), expected)
+    both(stage.train(), x)
+
+
+def test_what_has_no_values_leaves_nothing_behind():
+    stage = stage_of(complete(5)).eval()
+    x = torch.randn(2, 3, 12, 12, dtype=torch.float64)
+    with torch.no_grad():
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            fake = mode.from_tensor(x)
+            assert stage(fake).shape == (2, 4, 6, 6)
+        traced = make_fx(stage)(x)
+        expected = stage(x)
+        assert type(expected) is Tensor
+        assert not any(t.numel() > 4 * 4 * 9 for t in traced.state_dict().values())  # no table
+        torch.testing.assert_close(traced(x), expected)
+
+
+def test_edge_weights_of_another_type():
+    stage = stage_of(complete(5), dtype=torch.float32).eval()
+    stage.connectivity.double()
+    plain = copy.deepcopy(stage)
+    plain.fast = False
+    x = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(stage(x), plain(x))
+
+
+@pytest.mark.parametrize('grad', [True, False])
+def test_norms_that_stop_tracking_keep_their_statistics(grad):
+    stage = stage_of(complete(4)).train()
+    for norm in stage.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.track_running_stats = False
+    before = [buffer.clone() for buffer in stage.buffers()]
+    with torch.set_grad_enabled(grad):
+        stage(torch.randn(2, 3, 8, 8, dtype=torch.float64))
+    for mine, old in zip(stage.buffers(), before, strict=True):
+        assert torch.equal(mine, old)
+
+
+@pytest.mark.parametrize('grad', [True, False])
+def test_one_value_per_channel_cannot_be_normalised(grad):
+    stage = stage_of(complete(4)).train()
+    stage.entry = nn.Identity()  # without a norm of its own
+    before = [buffer.clone() for buffer in stage.buffers()]
+    with torch.set_grad_enabled(grad), pytest.raises(ValueError, match='more than one value per'):
+        stage(torch.randn(1, 4, 1, 1, dtype=torch.float64))
+    for mine, old in zip(stage.buffers(), before, strict=True):
+        assert torch.equal(mine, old)
+
+
+def test_no_images():
+    stage = stage_of(complete(4)).eval()
+    x = torch.randn(0, 3, 8, 8, dtype=torch.float64)
+    with torch.no_grad():
+        assert stage(x).shape == (0, 4, 4, 4)
+    assert stage.train().fast_path(x) is None
+
+
+def test_parameters_in_place_of_a_modules_own():
+    stage = stage_of(complete(4)).train()
+    other = {name: p.detach() + 1 for name, p in stage.named_parameters()}
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    results = []
+    for fast in (True, False):
+        stage.fast = fast
+        leaves = {name: p.clone().requires_grad_() for name, p in other.items()}
+        output = torch.func.functional_call(stage, leaves, x)
+        results.append(torch.autograd.grad(output.square().sum(), list(leaves.values())))
+    for mine, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_a_backward_pass_under_autocast_is_that_of_the_forward_pass():
+    stage = stage_of(complete(4), dtype=torch.float32).train()
+    x = torch.randn(2, 3, 8, 8)
+    (expected,) = torch.autograd.grad(stage(x).square().sum(), stage.connectivity.alpha)
+    loss = stage(x).square().sum()
+    with torch.autocast('cpu', torch.bfloat16):
+        (got,) = torch.autograd.grad(loss, stage.connectivity.alpha)
+    torch.testing.assert_close(got, expected)

@@ -215,7 +215,8 @@ def test_tables_are_tried_before_they_are_used(dtype, last, monkeypatch):
     before = torch.get_rng_state()
     trial.agrees_on.cache_clear()
     device = torch.device(DEVICE)
-    assert trial.agrees_on(device, dtype, last)
+    half = dtype in (torch.bfloat16, torch.float16)
+    assert trial.agrees_on(device, dtype, last, half)
     assert torch.equal(torch.get_rng_state(), before)
     model = timm.create_model('test_toponet').to(DEVICE).train()
     x = torch.randn(2, 16, 16, 16, device=DEVICE)
@@ -231,7 +232,7 @@ def test_tables_are_tried_before_they_are_used(dtype, last, monkeypatch):
         monkeypatch.setattr(lean, '_norm_into', wrong)
         trial.agrees_on.cache_clear()
         with pytest.warns(UserWarning, match='run node by node'):
-            assert not trial.agrees_on(device, dtype, last)
+            assert not trial.agrees_on(device, dtype, last, half)
         trial.agrees_on.cache_clear()
         with pytest.warns(UserWarning, match='run node by node'):
             assert model.stages[0].fast_path(x) is None
@@ -242,8 +243,42 @@ def test_tables_are_tried_before_they_are_used(dtype, last, monkeypatch):
     monkeypatch.setattr(lean, '_norm_into', fails)
     trial.agrees_on.cache_clear()
     with pytest.warns(UserWarning, match='fail there .no kernel image'):
-        assert not trial.agrees_on(device, dtype, last)
+        assert not trial.agrees_on(device, dtype, last, half)
     trial.agrees_on.cache_clear()
+
+
+def test_a_trial_depends_on_nothing_of_the_moment(monkeypatch):
+    """Not on a default device; and without memory there is no answer."""
+    key = torch.device(DEVICE), torch.float32, True, False
+    trial.agrees_on.cache_clear()
+    with torch.device('meta'):
+        assert trial.agrees_on(*key)
+    trial.agrees_on.cache_clear()
+
+    def full(*_, **__):
+        raise torch.cuda.OutOfMemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trial, '_tried', full)
+        with pytest.raises(torch.cuda.OutOfMemoryError):
+            trial.agrees_on(*key)
+    assert trial.agrees_on(*key)
+
+
+def test_float64_stays_so_under_autocast(randomise):
+    model = randomise(timm.create_model('test_toponet', num_classes=5)).double().to(DEVICE).eval()
+    images = torch.randn(2, 3, 32, 32, dtype=torch.float64, device=DEVICE)
+    with torch.no_grad():
+        expected = model(images)
+        with torch.autocast(DEVICE, torch.bfloat16):
+            torch.testing.assert_close(model(images), expected)
+
+
+@pytest.mark.parametrize('grad', [True, False])
+def test_no_images(grad):
+    model = timm.create_model('test_toponet', num_classes=5).to(DEVICE).eval()
+    with torch.set_grad_enabled(grad):
+        assert model(torch.zeros(0, 3, 32, 32, device=DEVICE)).shape == (0, 5)
 
 
 def test_tables_are_not_for_autocast_without_the_kernels():

@@ -7,13 +7,15 @@ from functools import lru_cache
 from typing import List, Optional
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from .table import Table
 
 __all__ = [
     'aggregate',
     'aggregate_reference',
+    'is_eager',
     'is_fused',
     'make_table',
     'set_fused_aggregate',
@@ -44,13 +46,22 @@ def is_fused(x: Tensor) -> bool:
 
     Triton's interpreter (``TRITON_INTERPRET=1``) takes maps on CPU too, where they are asked for.
     """
-    if _fused is False or not isinstance(x, Tensor):  # no tensor: a proxy of torch.fx
-        return False
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if _fused is False or not is_eager(x) or not x.numel():
         return False
     if x.is_cuda:
         return bool(_fused) or _works_on(x.device)
     return bool(_fused) and x.device.type == 'cpu' and os.environ.get('TRITON_INTERPRET') == '1'
+
+
+def is_eager(x: Tensor) -> bool:
+    """Whether operators run when they are called, on memory.
+
+    Not so in what is traced, compiled or exported, nor where something stands between (tensors
+    without values, modes that watch operators).
+    """
+    if torch.jit.is_tracing() or torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
+        return False
+    return type(x) in (Tensor, nn.Parameter) and not x.is_meta
 
 
 @lru_cache

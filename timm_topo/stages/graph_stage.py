@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..connectivity import Connectivity
 from ..wiring import Wiring
-from .aggregate import aggregate, is_fused
+from .aggregate import aggregate, is_eager, is_fused
 from .lean import has_last, lean_chains, lean_entry, lean_stage, starts_with_relu
 from .offset import Offset, merge
 from .reuse import let_go
@@ -113,7 +113,7 @@ class GraphStage(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Stage input ``(B, C_in, H_in, W_in)`` -> stage output ``(B, C, H, W)``."""
         if not torch.jit.is_scripting():
-            if self.fast and _is_eager(x) and 'run' not in vars(self):
+            if self.fast and is_eager(x) and 'run' not in vars(self):
                 fast = self.fast_path(x)
                 if fast is not None and x.device.type == 'cpu':
                     # convolutions and batch norm on CPU are fastest with channels last
@@ -142,11 +142,12 @@ class GraphStage(nn.Module):
         if torch.is_grad_enabled() and not self.training:
             return None
         half, fused = _autocast_dtype(x), is_fused(x)
-        if (half or x.device.type != 'cpu') and not fused:
+        if not x.numel() or ((half or x.device.type != 'cpu') and not fused):
             return None
-        if fused and not agrees_on(x.device, half or x.dtype, has_last(x)):
+        exact = x.dtype in (torch.float32, torch.float64, half)
+        if not exact and (torch.is_grad_enabled() or not fused):
             return None
-        if torch.is_grad_enabled() and x.dtype not in (torch.float32, torch.float64, half):
+        if fused and not agrees_on(x.device, half or x.dtype, has_last(x), bool(half)):
             return None
         if any(isinstance(o, Offset) for o in (*self.offsets, self.output_offset)):
             return None
@@ -306,7 +307,7 @@ class GraphStage(nn.Module):
         if self.needs_context and not self.training:
             thresholds = self.connectivity.thresholds()
         if not torch.jit.is_scripting():
-            if thresholds is not None and _is_eager(x):
+            if thresholds is not None and is_eager(x):
                 skipping = bool(thresholds.any())
                 thresholds = thresholds if skipping else None
         x_0 = self.entry(x)
@@ -443,13 +444,8 @@ def _mixes_or_is_watched(module: nn.Module) -> bool:
 
 def _autocast_dtype(x: Tensor) -> Optional[torch.dtype]:
     kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-
-
-def _is_eager(x: Tensor) -> bool:
-    """Whether values decide what runs: not so in what is traced, compiled or exported."""
-    traced = torch.jit.is_tracing() or torch.compiler.is_compiling()
-    return not traced and not isinstance(x, torch.fx.Proxy) and not x.is_meta
+    applies = torch.is_autocast_enabled(kind) and x.dtype != torch.float64
+    return torch.get_autocast_dtype(kind) if applies else None
 
 
 def graph_stages(model: nn.Module) -> dict[str, GraphStage]:

@@ -104,11 +104,18 @@ def lean_entry(entry: nn.Module, x: Tensor) -> Tensor:
     if not hasattr(entry, 'branches'):
         return entry(x)
     node, shortcut = entry.branches()
-    *layers, norm = node.layers()
-    if any(map(_has_hooks, (entry, node, *layers))):
+    act, *convs, norm = node.layers()
+    if any(map(_has_hooks, (entry, node, act, *convs))) or not all(map(_is_plain_conv, convs)):
         return entry(x)
-    convolve = nn.Sequential(*layers)
-    y = checkpoint(convolve, x, use_reentrant=False, preserve_rng_state=False)
+
+    def convolve(x: Tensor, *kernels: Tensor) -> Tensor:
+        x = act(x)
+        for conv, kernel in zip(convs, kernels):
+            x = F.conv2d(x, kernel, None, conv.stride, conv.padding, conv.dilation, conv.groups)
+        return x
+
+    kernels = (conv.weight for conv in convs)  # arguments: a module may hold others later on
+    y = checkpoint(convolve, x, *kernels, use_reentrant=False, preserve_rng_state=False)
     return norm(y) + shortcut(x)
 
 
@@ -118,69 +125,76 @@ class _LeanStage(torch.autograd.Function):
         flat = take(x_0, (wiring.num_nodes - 1, x_0.numel()))
         table = make_table(flat, x_0.shape, has_last(x_0))
         out, statistics = _run(table, wiring, chains, weights, x, x_0, raw)
-        ctx.form, ctx.wiring, ctx.chains, ctx.raw = (table.shape, table.last), wiring, chains, raw
+        ctx.kind, ctx.form = type(table), (table.shape, table.last)
+        ctx.wiring, ctx.chains, ctx.raw = wiring, chains, raw
         ctx.save_for_backward(weights, x, table.flat, *statistics, *parameters)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_out: Tensor):
-        wiring, chains = ctx.wiring, ctx.chains
-        count, last = len(chains), wiring.num_nodes - 1
-        weights, x, flat, *rest = ctx.saved_tensors
-        again = _keeps_graph()
-        if again:
-            flat = flat.clone()  # a node that is done gives its place to the gradient
-        table = make_table(flat, *ctx.form)
-        statistics, parameters = rest[:count], iter(rest[count:])
-        own = [[next(parameters) for _ in chain.parameters()] for chain in chains]
-        invertible = _invertible(own, flat.dtype)
-        grad_weights, grad_x = torch.empty_like(weights), None
-        grad_own = [()] * count
-        grad_out = table.as_row(grad_out)
-        order, starts = _by_source(wiring, weights.device)
-        of_readers = weights[order]
+        with torch.autocast(grad_out.device.type, enabled=False):  # types are those of forward
+            return _stage_backward(ctx, grad_out)
 
-        def pull(node: int) -> Optional[Tensor]:
-            readers = wiring.succs(node)
-            skip = int(ctx.raw and node == 0 and readers[:1] == (1,))
-            of = of_readers[starts[node] + skip : starts[node + 1]]
-            readers = readers[skip:]
-            if not readers:
-                return None
-            if readers[-1] < last:
-                return table.sum(readers, of)
-            return table.sum(readers[:-1], of, also=grad_out)
 
-        by_weight = ctx.needs_input_grad[3]
+def _stage_backward(ctx, grad_out: Tensor) -> tuple:
+    """Gradients of the arguments of :meth:`_LeanStage.forward`."""
+    wiring, chains = ctx.wiring, ctx.chains
+    count, last = len(chains), wiring.num_nodes - 1
+    weights, x, flat, *rest = ctx.saved_tensors
+    again = _keeps_graph()
+    if again:
+        flat = flat.clone()  # a node that is done gives its place to the gradient
+    table = ctx.kind(flat, *ctx.form)
+    statistics, parameters = rest[:count], iter(rest[count:])
+    own = [[next(parameters) for _ in chain.parameters()] for chain in chains]
+    invertible = _invertible(own, flat.dtype)
+    grad_weights, grad_x = torch.empty_like(weights), None
+    grad_own = [()] * count
+    grad_out = table.as_row(grad_out)
+    order, starts = _by_source(wiring, weights.device)
+    of_readers = weights[order]
 
-        def credit(node: int, dots: Tensor) -> None:
-            if by_weight:
-                start, stop = wiring.in_edges[node]
-                grad_weights[start:stop] = dots
+    def pull(node: int) -> Optional[Tensor]:
+        readers = wiring.succs(node)
+        skip = int(ctx.raw and node == 0 and readers[:1] == (1,))
+        of = of_readers[starts[node] + skip : starts[node + 1]]
+        readers = readers[skip:]
+        if not readers:
+            return None
+        if readers[-1] < last:
+            return table.sum(readers, of)
+        return table.sum(readers[:-1], of, also=grad_out)
 
-        def credited(node: int) -> tuple[int, ...]:
-            return wiring.preds(node) if by_weight else ()
+    by_weight = ctx.needs_input_grad[3]
 
-        credit(last, table.dots(credited(last), grad_out))
-        for node in range(count, 0, -1):
-            read = _read(table, x, wiring, weights, ctx.raw, node)
-            grad, grad_own[node - 1] = _chain_backward(
-                chains[node - 1], own[node - 1], statistics[node - 1], read, table[node],
-                pull(node), invertible[node - 1],
-            )  # fmt: skip
-            if ctx.raw and node == 1:
-                grad = aten.threshold_backward(grad, read, 0)
-                credit(node, (grad * x).sum(dtype=weights.dtype))
-                grad_x = (grad * weights[0]).to(x.dtype)
-            else:
-                credit(node, table.gate(node, grad, read, credited(node)))
-        grad_own = [g for node in grad_own for g in node]
-        grad_x_0 = pull(0)
-        if not again:
-            give_back(flat)
-        grad_weights = grad_weights if by_weight else None
-        return None, None, None, grad_weights, grad_x, grad_x_0, *grad_own
+    def credit(node: int, dots: Tensor) -> None:
+        if by_weight:
+            start, stop = wiring.in_edges[node]
+            grad_weights[start:stop] = dots
+
+    def credited(node: int) -> tuple[int, ...]:
+        return wiring.preds(node) if by_weight else ()
+
+    credit(last, table.dots(credited(last), grad_out))
+    for node in range(count, 0, -1):
+        read = _read(table, x, wiring, weights, ctx.raw, node)
+        grad, grad_own[node - 1] = _chain_backward(
+            chains[node - 1], own[node - 1], statistics[node - 1], read, table[node],
+            pull(node), invertible[node - 1],
+        )  # fmt: skip
+        if ctx.raw and node == 1:
+            grad = aten.threshold_backward(grad, read, 0)
+            credit(node, (grad * x).sum(dtype=weights.dtype))
+            grad_x = (grad * weights[0]).to(x.dtype)
+        else:
+            credit(node, table.gate(node, grad, read, credited(node)))
+    grad_own = [g for node in grad_own for g in node]
+    grad_x_0 = pull(0)
+    if not again:
+        give_back(flat)
+    grad_weights = grad_weights if by_weight else None
+    return None, None, None, grad_weights, grad_x, grad_x_0, *grad_own
 
 
 def has_last(x: Tensor) -> bool:
@@ -247,8 +261,9 @@ def _conv_backward(
     narrow = weight.to(x.dtype)
     if _is_product(x, conv, weight):
         rows, grads = (t.permute(0, 2, 3, 1) for t in (x, grad))
-        grad_weight = grads.flatten(0, 2).t() @ rows.flatten(0, 2)
-        return (grads @ narrow.flatten(1)).permute(0, 3, 1, 2), grad_weight.view_as(weight)
+        grad = (grads @ narrow.flatten(1)).permute(0, 3, 1, 2)
+        grad_weight = (grads.flatten(0, 2).t() @ rows.flatten(0, 2)).view_as(weight)
+        return grad, grad_weight.to(weight.dtype)
     grad, grad_weight, _ = aten.convolution_backward(
         grad, x, narrow, None, conv.stride, conv.padding, conv.dilation,
         False, [0, 0], conv.groups, [True, True, False],
@@ -273,11 +288,16 @@ def _norm_into(out: Tensor, y: Tensor, bn: nn.BatchNorm2d) -> Tensor:
 
     In evaluation PyTorch writes that on GPUs alone.
     """
+    if bn.training and y.numel() == y.shape[1]:
+        raise ValueError(f'batch norm needs more than one value per channel, got {tuple(y.shape)}')
     statistics = bn.weight.new_empty(2, y.shape[1])
+    running = bn.running_mean, bn.running_var
     if bn.training and bn.track_running_stats:
         bn.num_batches_tracked.add_(1)
+    elif bn.training:
+        running = None, None
     aten.native_batch_norm.out(
-        y, bn.weight, bn.bias, bn.running_mean, bn.running_var, bn.training, bn.momentum, bn.eps,
+        y, bn.weight, bn.bias, *running, bn.training, bn.momentum, bn.eps,
         out=out, save_mean=statistics[0], save_invstd=statistics[1],
     )  # fmt: skip
     return statistics

@@ -63,6 +63,7 @@ class Table:
         Returns:
             ``(B, C, H, W)``.
         """
+        weights = weights.to(self.flat.dtype)
         if not maps:
             total = also * weights
         else:
@@ -98,7 +99,7 @@ class Table:
 @lru_cache(maxsize=1024)
 def _row_numbers(maps: tuple[int, ...], per_map: int) -> tuple[Tensor, Tensor]:
     """The rows of all bags, in each one of every map; and where the bags start."""
-    with torch.inference_mode(False):
+    with torch.inference_mode(False), torch.device('cpu'):
         numbers = torch.arange(per_map)[:, None] + torch.tensor(maps) * per_map
         return numbers.view(-1), torch.arange(0, numbers.numel(), len(maps))
 

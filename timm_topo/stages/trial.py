@@ -17,7 +17,7 @@ _LAYOUTS = {False: torch.contiguous_format, True: torch.channels_last}
 
 
 @lru_cache
-def agrees_on(device: torch.device, dtype: torch.dtype, last: bool) -> bool:
+def agrees_on(device: torch.device, dtype: torch.dtype, last: bool, autocast: bool) -> bool:
     """Whether a small stage in a table is the equation on a device; if not, it warns.
 
     Beside our kernels a table rests on operators of PyTorch that write to memory they are given,
@@ -25,17 +25,24 @@ def agrees_on(device: torch.device, dtype: torch.dtype, last: bool) -> bool:
 
     Args:
         device: Where.
-        dtype: Of the maps; half precision is that of autocast.
+        dtype: Of the maps; if half precision without autocast, of parameters too, in inference.
         last: Whether channels come last in memory.
+        autocast: Whether ``dtype`` is that of autocast.
+
+    Raises:
+        torch.OutOfMemoryError: No memory for it now.
     """
+    exact = dtype in (torch.float32, torch.float64)
     try:
-        with torch.inference_mode(False), torch.enable_grad():
-            mine, reference = _tried(device, dtype, last)
-        most = 1e-3 if dtype in (torch.float32, torch.float64) else 0.1
+        with torch.inference_mode(False), torch.enable_grad(), torch.device('cpu'):
+            mine, reference = _tried(device, dtype, last, autocast, training=exact or autocast)
+        most = 1e-3 if exact else 0.1
         if all((a - b).norm() <= most * b.norm() for a, b in zip(mine, reference)):
             return True
         why = 'in one table they would compute something else there'
-    except RuntimeError as error:  # whatever an operator or the driver raises
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever an operator, Triton or the driver raises
         why = f'in one table they fail there ({error})'
     warnings.warn(
         f'stages in {dtype} on {device} run node by node, which takes more time and memory: {why}',
@@ -44,10 +51,11 @@ def agrees_on(device: torch.device, dtype: torch.dtype, last: bool) -> bool:
     return False
 
 
-def _tried(device: torch.device, dtype: torch.dtype, last: bool) -> tuple[list[Tensor], ...]:
+def _tried(
+    device: torch.device, dtype: torch.dtype, last: bool, autocast: bool, training: bool
+) -> tuple[list[Tensor], ...]:
     """Outputs and gradients of a small stage, in a table and edge by edge."""
-    half = dtype not in (torch.float32, torch.float64)
-    exact = torch.float32 if half else dtype
+    own = torch.float32 if autocast else dtype
     draw, layout = torch.Generator().manual_seed(0), _LAYOUTS[last]
     chains = []
     for _ in range(2):
@@ -55,25 +63,25 @@ def _tried(device: torch.device, dtype: torch.dtype, last: bool) -> tuple[list[T
         pointwise = nn.Conv2d(8, 8, 1, bias=False, device='meta')
         chains.append(Chain((depthwise, pointwise), nn.BatchNorm2d(8, device='meta')))
     layers = nn.ModuleList(layer for chain in chains for layer in (*chain.convs, chain.bn))
-    layers.to_empty(device=device).to(exact, memory_format=layout)
+    layers.to_empty(device=device).to(own, memory_format=layout)
     for tensor in layers.state_dict(keep_vars=True).values():
         drawn = torch.rand(tensor.shape, generator=draw)
         tensor.data.copy_(drawn - 0.5 if tensor.ndim == 4 else drawn + 0.5)
     x_0 = torch.randn(4, 8, 12, 12, generator=draw).to(device, dtype, memory_format=layout)
-    weights = torch.rand(6, generator=draw).to(device, exact)
+    weights = torch.rand(6, generator=draw).to(device, own)
     wiring = Wiring(4, [(s, t) for t in range(4) for s in range(t)])
     leaves = [weights.requires_grad_(), x_0.requires_grad_(), *layers.parameters()]
     found = [], []
-    for training in (False, True):  # training changes what evaluation uses
-        layers.train(training)
+    for train in (False, True) if training else (False,):  # training changes what evaluation uses
+        layers.train(train)
         for run, values in zip((partial(lean_stage, raw=False), _edge_by_edge), found):
             with (
-                torch.set_grad_enabled(training),
-                torch.autocast(device.type, dtype if half else None, enabled=half),
+                torch.set_grad_enabled(train),
+                torch.autocast(device.type, dtype if autocast else None, enabled=autocast),
             ):
                 output = run(wiring, chains, weights, x_0, x_0)
             values.append(output)
-            if training:
+            if train:
                 toward = torch.linspace(-1, 1, output.numel(), device=device)
                 loss = (output * toward.view_as(output)).sum()
                 values += torch.autograd.grad(loss, leaves)
