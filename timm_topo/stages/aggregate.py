@@ -8,7 +8,7 @@ from typing import List, Optional
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from .table import Table
 
@@ -59,7 +59,7 @@ def is_eager(x: Tensor) -> bool:
     Not so in what is traced, compiled or exported, nor where something stands between (tensors
     without values, modes that watch operators).
     """
-    if torch.jit.is_tracing() or torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
+    if torch.jit.is_tracing() or torch.compiler.is_compiling() or _get_current_dispatch_mode():
         return False
     return type(x) in (Tensor, nn.Parameter) and not x.is_meta
 

@@ -289,7 +289,9 @@ def _norm_into(out: Tensor, y: Tensor, bn: nn.BatchNorm2d) -> Tensor:
     In evaluation PyTorch writes that on GPUs alone.
     """
     if bn.training and y.numel() == y.shape[1]:
-        raise ValueError(f'batch norm needs more than one value per channel, got {tuple(y.shape)}')
+        raise ValueError(
+            f'expected more than 1 value per channel in training, got {tuple(y.shape)}'
+        )
     statistics = bn.weight.new_empty(2, y.shape[1])
     running = bn.running_mean, bn.running_var
     if bn.training and bn.track_running_stats:
