@@ -1,5 +1,6 @@
 """The yardstick measures what it says."""
 
+import copy
 import ctypes
 import json
 import subprocess
@@ -15,6 +16,7 @@ from timm_topo.analysis import benchmark
 from timm_topo.analysis.benchmark import SUITES, markdown, suite, write_json
 from timm_topo.analysis.executors import as_floor, as_naive
 from timm_topo.analysis.memory import keep_freed_memory, peak_memory, saved_memory
+from timm_topo.analysis.prune import prune
 from timm_topo.stages import graph_stages
 
 
@@ -29,16 +31,34 @@ def test_the_naive_loop_is_the_network(name, randomise):
         torch.testing.assert_close(mine.grad, theirs.grad)
 
 
-@pytest.mark.parametrize('name', ['test_toponet', 'test_dagnet', 'test_randwire'])
-def test_the_floor_is_the_network_that_reads_its_last_sources_alone(name, randomise):
-    model = randomise(timm.create_model(name, num_classes=5)).double().eval()
+@pytest.mark.parametrize('name', ['test_toponet', 'toporesnet20'])
+def test_the_floor_is_the_nodes_one_after_another(name, randomise):
+    """On a graph with few edges too, and then all of them learn."""
+    model = randomise(timm.create_model(name, num_classes=5)).double()
+    for stage in graph_stages(model).values():
+        for parameter in stage.connectivity.parameters():
+            nn.init.uniform_(parameter)
+    model = prune(model, fraction=0.5, relative=True)[0]
+    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    floor = as_floor(model).train()
+    floor(x).square().mean().backward()
+    assert all(p.grad is not None for stage in graph_stages(floor).values()
+               for p in stage.nodes.parameters())  # fmt: skip
+    expected = copy.deepcopy(model).train()
+    for stage in graph_stages(expected).values():
+        first = [] if stage.raw_entry else [stage.entry]
+        stage.forward = nn.Sequential(*first, *stage.nodes).forward
+    torch.testing.assert_close(as_floor(model).train()(x), expected(x))
+
+
+def test_the_floor_of_a_graph_over_several_resolutions_reads_last_sources(randomise):
+    model = randomise(timm.create_model('test_dagnet', num_classes=5)).double().eval()
     for stage in graph_stages(model).values():
         last = [stop - 1 for start, stop in stage.wiring.in_edges if stop > start]
         weights = torch.zeros(stage.wiring.num_edges, dtype=torch.float64)
         weights[last] = 1
-        stage.connectivity = type(stage.connectivity)(stage.wiring)
+        stage.connectivity.pass_weights = lambda weights=weights: weights
         rule = stage.connectivity
-        rule.pass_weights = lambda weights=weights: weights
         rule.forward = lambda node, *_, w=weights, r=rule: w[r.spans[node][0] : r.spans[node][1]]
     x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
     torch.testing.assert_close(as_floor(model)(x), model(x))

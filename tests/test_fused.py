@@ -206,6 +206,65 @@ def test_inference_in_half_precision(dtype, randomise):
     assert error < 10 * torch.finfo(dtype).eps
 
 
+class BatchNormOfGPUs:
+    """PyTorch's operators, but for batch norm's contract on GPUs: in evaluation it writes what it
+    used too, and both are of the type that sums are added up in (ATen/native/cuda/Normalization).
+    """
+
+    def __getattr__(self, name):
+        return getattr(torch.ops.aten, name)
+
+    class native_batch_norm:
+        @staticmethod
+        def out(
+            y, weight, bias, mean, var, training, momentum, eps, *, out, save_mean, save_invstd
+        ):
+            wide = torch.float64 if y.dtype == torch.float64 else torch.float32
+            assert save_mean.dtype == save_invstd.dtype == wide
+            layouts = torch.contiguous_format, torch.channels_last
+            assert any(
+                out.is_contiguous(memory_format=lay) and y.is_contiguous(memory_format=lay)
+                for lay in layouts
+            )
+            ours = [torch.empty_like(weight) for _ in range(2)]
+            torch.ops.aten.native_batch_norm.out(
+                y, weight, bias, mean, var, training, momentum, eps,
+                out=out, save_mean=ours[0], save_invstd=ours[1],
+            )  # fmt: skip
+            if not training:
+                ours = mean, (var.to(wide) + eps).rsqrt()
+            save_mean.copy_(ours[0])
+            save_invstd.copy_(ours[1])
+
+
+@pytest.mark.skipif(DEVICE == 'cuda', reason='what stands for a GPU runs on CPU')
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    'dtype', [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+)  # fmt: skip
+def test_batch_norm_is_asked_for_what_gpus_give(dtype, layout, randomise, monkeypatch):
+    types = lean._type_of_statistics
+    monkeypatch.setattr(lean, '_type_of_statistics', lambda _, dtype: types('cuda', dtype))
+    monkeypatch.setattr(lean, 'aten', BatchNormOfGPUs())
+    trial.agrees_on.cache_clear()
+    model = randomise(timm.create_model('test_toponet', num_classes=5)).to(DEVICE, dtype).eval()
+    model = model.to(memory_format=layout)
+    before = copy.deepcopy(dict(model.named_buffers()))
+    images = torch.randn(4, 3, 32, 32, device=DEVICE, dtype=dtype)
+    images = images.contiguous(memory_format=layout)
+    with torch.no_grad():
+        got = model(images)
+        for stage in graph_stages(model).values():
+            stage.fast = False
+        expected = model(images)
+    error = (got - expected).double().norm() / expected.double().norm()
+    assert error < 10 * torch.finfo(dtype).eps
+    for name, tensor in model.named_buffers():
+        assert torch.equal(tensor, before[name]), name
+    if dtype in (torch.float32, torch.float64):
+        model.train()(images).square().sum().backward()
+
+
 @pytest.mark.parametrize('last', [False, True])
 @pytest.mark.parametrize(
     'dtype', [torch.float64, torch.float32, torch.bfloat16, torch.float16]

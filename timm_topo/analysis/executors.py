@@ -21,7 +21,14 @@ def as_naive(model: nn.Module) -> nn.Module:
 
 
 def as_floor(model: nn.Module) -> nn.Module:
-    """A copy whose nodes read their last source alone, unweighed: what nodes cost without edges."""
+    """A copy without edges, what its nodes alone cost: each reads the map before it, unweighed.
+
+    So all are in the backward pass, as they are in the network. In a graph over several
+    resolutions, where the map before may have another one, each reads its last source alone.
+
+    Args:
+        model: As for :func:`as_naive`.
+    """
     return _executed_by(_floor, model)
 
 
@@ -49,7 +56,13 @@ def _floor(stage: GraphStage, x: Tensor) -> Tensor:
     for module in stage.nodes.modules():
         if getattr(module, 'inplace', False):
             module.inplace = False  # what it reads is no sum of its own
-    return _run(stage, x, lambda node, maps: stage.inputs(node, x, maps)[-1])
+
+    def read(node: int, maps: list[Tensor]) -> Tensor:
+        if type(stage) is CrossStageGraph or (stage.raw_entry and node == 1):
+            return stage.inputs(node, x, maps)[-1]
+        return maps[-1]
+
+    return _run(stage, x, read)
 
 
 def _run(stage: GraphStage, x: Tensor, read: Callable) -> Tensor:

@@ -292,7 +292,8 @@ def _norm_into(out: Tensor, y: Tensor, bn: nn.BatchNorm2d) -> Tensor:
         raise ValueError(
             f'expected more than 1 value per channel in training, got {tuple(y.shape)}'
         )
-    statistics = bn.weight.new_empty(2, y.shape[1])
+    dtype = _type_of_statistics(y.device.type, bn.weight.dtype)
+    statistics = bn.weight.new_empty(2, y.shape[1], dtype=dtype)
     running = bn.running_mean, bn.running_var
     if bn.training and bn.track_running_stats:
         bn.num_batches_tracked.add_(1)
@@ -303,6 +304,11 @@ def _norm_into(out: Tensor, y: Tensor, bn: nn.BatchNorm2d) -> Tensor:
         out=out, save_mean=statistics[0], save_invstd=statistics[1],
     )  # fmt: skip
     return statistics
+
+
+def _type_of_statistics(device: str, dtype: torch.dtype) -> torch.dtype:
+    """What batch norm with parameters of ``dtype`` writes means and scales in."""
+    return dtype if device == 'cpu' else torch.promote_types(dtype, torch.float32)
 
 
 def _invertible(parameters: Sequence[Sequence[Tensor]], dtype: torch.dtype) -> list[bool]:
