@@ -51,8 +51,9 @@ def test_the_floor_is_the_nodes_one_after_another(name, randomise):
     torch.testing.assert_close(as_floor(model).train()(x), expected(x))
 
 
-def test_the_floor_of_a_graph_over_several_resolutions_reads_last_sources(randomise):
-    model = randomise(timm.create_model('test_dagnet', num_classes=5)).double().eval()
+@pytest.mark.parametrize('name', ['test_toponet', 'test_dagnet'])
+def test_the_floor_of_a_complete_graph_is_the_network_of_its_last_edges(name, randomise):
+    model = randomise(timm.create_model(name, num_classes=5)).double().eval()
     for stage in graph_stages(model).values():
         last = [stop - 1 for start, stop in stage.wiring.in_edges if stop > start]
         weights = torch.zeros(stage.wiring.num_edges, dtype=torch.float64)
@@ -62,6 +63,18 @@ def test_the_floor_of_a_graph_over_several_resolutions_reads_last_sources(random
         rule.forward = lambda node, *_, w=weights, r=rule: w[r.spans[node][0] : r.spans[node][1]]
     x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
     torch.testing.assert_close(as_floor(model)(x), model(x))
+
+
+def test_the_floor_of_nodes_that_change_the_shape_runs():
+    """A second node that reads the stage input has no map of that shape before it."""
+    model = timm.create_model('test_randwire', num_classes=5)
+    floor = as_floor(model).train()
+    floor(torch.randn(2, 3, 64, 64)).square().mean().backward()
+    for stage in graph_stages(floor).values():
+        count = stage.wiring.num_nodes
+        first = [n for n in range(count) if set(stage.wiring.preds(n)) == {0}]
+        for node in range(max(first), count - 1):
+            assert all(p.grad is not None for p in stage.nodes[node - 1].parameters())
 
 
 @pytest.mark.parametrize('name', ['test_maskconnect_resnext', 'test_toponet'])

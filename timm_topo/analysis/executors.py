@@ -23,8 +23,9 @@ def as_naive(model: nn.Module) -> nn.Module:
 def as_floor(model: nn.Module) -> nn.Module:
     """A copy without edges, what its nodes alone cost: each reads the map before it, unweighed.
 
-    So all are in the backward pass, as they are in the network. In a graph over several
-    resolutions, where the map before may have another one, each reads its last source alone.
+    So they are all in the backward pass, as they are in the network. Where the map before is of
+    another shape, it is the one before that; without one, what reads the stage input alone is in
+    the forward pass only.
 
     Args:
         model: As for :func:`as_naive`.
@@ -58,9 +59,10 @@ def _floor(stage: GraphStage, x: Tensor) -> Tensor:
             module.inplace = False  # what it reads is no sum of its own
 
     def read(node: int, maps: list[Tensor]) -> Tensor:
-        if type(stage) is CrossStageGraph or (stage.raw_entry and node == 1):
-            return stage.inputs(node, x, maps)[-1]
-        return maps[-1]
+        source = stage.inputs(node, x, maps)[-1]
+        if stage.raw_entry and node == 1:
+            return source
+        return next(x_i for x_i in reversed(maps) if x_i.shape == source.shape)
 
     return _run(stage, x, read)
 
