@@ -25,7 +25,7 @@ def as_floor(model: nn.Module) -> nn.Module:
 
     So they are all in the backward pass, as they are in the network. Where the map before is of
     another shape, it is the one before that; without one, what reads the stage input alone is in
-    the forward pass only.
+    the forward pass only, as are transitions to other resolutions that no node reads then.
 
     Args:
         model: As for :func:`as_naive`.
