@@ -127,7 +127,7 @@ def test_a_table_adds_up_the_maps_it_holds(maps, seed, shape, last, also, relu):
     if also:
         expected = expected + weights[-1] * extra
     expected = expected.relu() if relu else expected
-    got = table.sum(maps, weights, table.as_row(extra) if also else None, relu)
+    got = table.sum(maps, weights, [table.as_row(extra)] if also else [], relu)
     torch.testing.assert_close(got, expected)
     assert got.is_contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
     if maps:

@@ -7,7 +7,6 @@ in-degrees; over maps in several places there is one per in-degree.
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Optional
 
 import torch
 import triton
@@ -122,21 +121,24 @@ def _table_dots_kernel(
 
 
 class FusedTable(Table):
-    """A :class:`Table` whose sums and inner products are one kernel each."""
+    """A :class:`Table` whose sums and inner products are one kernel each, with one map besides."""
+
+    together = 1
 
     def sum(
         self,
         maps: Sequence[int],
         weights: Tensor,
-        also: Optional[Tensor] = None,
+        also: Sequence[Tensor] = (),
         relu: bool = False,
     ) -> Tensor:
         y = torch.empty_like(self.flat[0])
+        (extra,) = also or (y,)
         with torch.cuda.device_of(y):
             _table_sum_kernel[self._grid()](
-                self.flat, _numbers(tuple(maps), y.device), weights, y if also is None else also,
+                self.flat, _numbers(tuple(maps), y.device), weights, extra,
                 y, len(y), len(maps),
-                ALSO=also is not None, RELU=relu, WIDE=_type(_wide(y.dtype)), UNROLL=_UNROLL,
+                ALSO=bool(also), RELU=relu, WIDE=_type(_wide(y.dtype)), UNROLL=_UNROLL,
                 BLOCK=_BLOCK,
             )  # fmt: skip
         return self.shaped(y)

@@ -7,13 +7,17 @@ N^2/2 edge gradients through memory several times. Here the maps of all nodes li
 - backward: batch norm reads its normalised input off its output, (x_j - beta) / gamma (the idea of
   In-Place ABN, Rota Bulo et al., CVPR 2018); sums, ReLU and all but the last convolution are
   computed anew; the gradient with respect to a node's sum takes the place of its map, so that what
-  a node gets from its readers is one sum again, and an edge weight gets one inner product.
+  a node gets from its readers is one sum again, and an edge weight gets one inner product;
+- on CPU, sums and inner products of several nodes over the same maps are one product of matrices,
+  which reads each map once for all of them.
 
 Values and gradients are those of the equation in :class:`timm_topo.stages.GraphStage`.
 """
 
 import itertools
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Optional
@@ -26,7 +30,8 @@ from torch.utils.checkpoint import checkpoint
 
 from ..wiring import Wiring
 from .aggregate import make_table
-from .reuse import borrowed, give_back, take
+from .blocks import Edges, blocks
+from .reuse import borrowed, give_back, lent, take
 from .table import Table
 
 __all__ = [
@@ -94,7 +99,7 @@ def lean_stage(
     if not torch.is_grad_enabled():
         with borrowed(x_0, (wiring.num_nodes - 1, x_0.numel())) as flat:
             table = make_table(flat, x_0.shape, has_last(x_0))
-            return _run(table, wiring, chains, weights, x, x_0, raw)[0]
+            return _run(table, wiring, chains, weights, x, x_0, raw, together=1)[0]
     parameters = [p for chain in chains for p in chain.parameters()]
     return _LeanStage.apply(wiring, chains, raw, weights, x if raw else None, x_0, *parameters)
 
@@ -124,7 +129,7 @@ class _LeanStage(torch.autograd.Function):
     def forward(ctx, wiring, chains, raw, weights, x, x_0, *parameters) -> Tensor:
         flat = take(x_0, (wiring.num_nodes - 1, x_0.numel()))
         table = make_table(flat, x_0.shape, has_last(x_0))
-        out, statistics = _run(table, wiring, chains, weights, x, x_0, raw)
+        out, statistics = _run(table, wiring, chains, weights, x, x_0, raw, table.together)
         ctx.kind, ctx.form = type(table), (table.shape, table.last)
         ctx.wiring, ctx.chains, ctx.raw = wiring, chains, raw
         ctx.save_for_backward(weights, x, table.flat, *statistics, *parameters)
@@ -153,44 +158,67 @@ def _stage_backward(ctx, grad_out: Tensor) -> tuple:
     grad_own = [()] * count
     grad_out = table.as_row(grad_out)
     order, starts = _by_source(wiring, weights.device)
-    of_readers = weights[order]
+    of_readers, one = weights[order], weights.new_ones(1)
 
-    def pull(node: int) -> Optional[Tensor]:
-        readers = wiring.succs(node)
-        skip = int(ctx.raw and node == 0 and readers[:1] == (1,))
+    def pull(node: int, stop: int, later: Optional[Tensor]) -> Optional[Tensor]:
+        """What the readers of a node give it: ``later`` of those from ``stop`` on."""
+        skip = int(ctx.raw and node == 0 and wiring.succs(0)[:1] == (1,))
         of = of_readers[starts[node] + skip : starts[node + 1]]
-        readers = readers[skip:]
-        if not readers:
-            return None
-        if readers[-1] < last:
-            return table.sum(readers, of)
-        return table.sum(readers[:-1], of, also=grad_out)
+        readers, also = wiring.succs(node)[skip:], []
+        if readers and readers[-1] == last:
+            readers, also = readers[:-1], [grad_out]
+        if later is not None:
+            near = bisect_left(readers, stop)
+            of = torch.cat([of[:near], one, of[len(readers) :]])
+            readers, also = readers[:near], [later, *also]
+        return table.sum(readers, of, also) if readers or also else None
 
     by_weight = ctx.needs_input_grad[3]
 
+    def credited(node: int, first: int) -> tuple[int, ...]:
+        """Sources from ``first`` on."""
+        preds = wiring.preds(node)
+        return preds[bisect_left(preds, first) :] if by_weight else ()
+
     def credit(node: int, dots: Tensor) -> None:
-        if by_weight:
-            start, stop = wiring.in_edges[node]
-            grad_weights[start:stop] = dots
+        """To the last in-edges of a node."""
+        stop = wiring.in_edges[node][1]
+        grad_weights[stop - len(dots) : stop] = dots
 
-    def credited(node: int) -> tuple[int, ...]:
-        return wiring.preds(node) if by_weight else ()
+    def at_once(edges: Edges, first: int, lends: ExitStack) -> list[Tensor]:
+        place = lends.enter_context(lent(flat, edges.shape[0] * flat.shape[1]))
+        return table.sums(edges.matrix(weights), first, place)
 
-    credit(last, table.dots(credited(last), grad_out))
-    for node in range(count, 0, -1):
-        read = _read(table, x, wiring, weights, ctx.raw, node)
-        grad, grad_own[node - 1] = _chain_backward(
-            chains[node - 1], own[node - 1], statistics[node - 1], read, table[node],
-            pull(node), invertible[node - 1],
-        )  # fmt: skip
-        if ctx.raw and node == 1:
-            grad = aten.threshold_backward(grad, read, 0)
-            credit(node, (grad * x).sum(dtype=weights.dtype))
-            grad_x = (grad * weights[0]).to(x.dtype)
-        else:
-            credit(node, table.gate(node, grad, read, credited(node)))
+    credit(last, table.dots(credited(last, 0), grad_out))
+    for block in reversed(blocks(wiring, table.together, 1 + ctx.raw)):
+        first, stop = block.nodes.start, block.nodes.stop
+        near = 0 if block.read is None else first  # the first map whose product is a node's own
+        reads, later = [None] * len(block.nodes), [None] * len(block.nodes)
+        with ExitStack() as lends:
+            if block.read is not None:
+                reads = at_once(block.read, 0, lends)
+            if block.behind:
+                later = at_once(block.after, stop, lends)
+            for node in reversed(block.nodes):
+                if reads[node - first] is None:
+                    read = _read(table, x, wiring, weights, ctx.raw, node)
+                else:
+                    read = table.shaped(reads[node - first].clamp_min(0).view(-1))
+                grad, grad_own[node - 1] = _chain_backward(
+                    chains[node - 1], own[node - 1], statistics[node - 1], read, table[node],
+                    pull(node, stop, later[node - first]), invertible[node - 1],
+                )  # fmt: skip
+                if ctx.raw and node == 1:
+                    grad = aten.threshold_backward(grad, read, 0)
+                    credit(node, (grad * x).sum(dtype=weights.dtype).view(1))
+                    grad_x = (grad * weights[0]).to(x.dtype)
+                else:
+                    credit(node, table.gate(node, grad, read, credited(node, near)))
+        if by_weight and near:
+            dots = block.before.pick(table.inner(first, stop))
+            grad_weights[block.before.numbers] = dots.to(weights.dtype)
     grad_own = [g for node in grad_own for g in node]
-    grad_x_0 = pull(0)
+    grad_x_0 = pull(0, last, None)
     if not again:
         give_back(flat)
     grad_weights = grad_weights if by_weight else None
@@ -210,17 +238,41 @@ def _run(
     x: Optional[Tensor],
     x_0: Tensor,
     raw: bool,
+    together: int,
 ) -> tuple[Tensor, list[Tensor]]:
     """The stage output; and, in training, mean and 1 / sqrt(variance + eps) that each norm used."""
     table[0].copy_(x_0)
     statistics = []
-    for node, chain in enumerate(chains, start=1):
-        y = _read(table, x, wiring, weights, raw, node)
+    for chain, y in zip(chains, _reads(table, x, wiring, weights, raw, together)):
         for conv in chain.convs:
             y = _conv(y, conv, conv.weight)
+        node = len(statistics) + 1
         statistics.append(_norm_into(table[node], table.as_laid_out(y), chain.bn))
     last = wiring.num_nodes - 1
     return table.sum(wiring.preds(last), in_weights(wiring, weights, last)), statistics
+
+
+def _reads(
+    table: Table,
+    x: Optional[Tensor],
+    wiring: Wiring,
+    weights: Tensor,
+    raw: bool,
+    together: int,
+) -> Iterator[Tensor]:
+    """What each node reads, in order; its map must be in the table before the next is taken."""
+    one = weights.new_ones(1)
+    for block in blocks(wiring, together, 1 + raw):
+        if not block.ahead:
+            for node in block.nodes:
+                yield _read(table, x, wiring, weights, raw, node)
+            continue
+        with lent(table.flat, len(block.nodes) * table.flat.shape[1]) as place:
+            sums = table.sums(block.before.matrix(weights), 0, place)
+            for node, earlier in zip(block.nodes, sums):
+                preds, own = wiring.preds(node), in_weights(wiring, weights, node)
+                near = bisect_left(preds, block.nodes.start)
+                yield table.sum(preds[near:], torch.cat([own[near:], one]), [earlier], relu=True)
 
 
 def _read(

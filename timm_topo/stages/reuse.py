@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-__all__ = ['borrowed', 'give_back', 'let_go', 'take']
+__all__ = ['borrowed', 'give_back', 'lent', 'let_go', 'take']
 
 _FREE: list[Tensor] = []  # of the last training step
 _LOCK = threading.Lock()
@@ -34,6 +34,24 @@ def give_back(flat: Tensor) -> None:
     if flat.device.type == 'cpu':
         with _LOCK:
             _FREE.append(flat)
+
+
+@contextmanager
+def lent(like: Tensor, size: int) -> Iterator[Tensor]:
+    """Memory for the moment, ``(size,)``: of a table that waits, where one is large enough."""
+    with _LOCK:
+        fitting = (
+            k
+            for k, flat in enumerate(_FREE)
+            if flat.numel() >= size and flat.dtype == like.dtype and flat.device == like.device
+        )
+        k = next(fitting, None)
+        table = None if k is None else _FREE.pop(k)
+    if table is None:
+        yield like.new_empty(size)
+    else:
+        yield table.view(-1)[:size]
+        give_back(table)
 
 
 def let_go() -> None:

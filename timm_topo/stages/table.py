@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Optional
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +20,12 @@ class Table:
         flat: The memory, ``(K, B * C * H * W)``.
         shape: ``(B, C, H, W)``.
         last: Whether channels come last in memory.
+
+    Attributes:
+        together: How many sums are best computed at once.
     """
+
+    together = 4
 
     def __init__(self, flat: Tensor, shape: torch.Size, last: bool):
         self.flat, self.shape, self.last = flat, shape, last
@@ -49,24 +53,23 @@ class Table:
         self,
         maps: Sequence[int],
         weights: Tensor,
-        also: Optional[Tensor] = None,
+        also: Sequence[Tensor] = (),
         relu: bool = False,
     ) -> Tensor:
         """Weighted sum of some maps: each is read once, and added up in registers.
 
         Args:
             maps: Which.
-            weights: One per map, and then one for ``also``.
-            also: A map besides, flat.
+            weights: One per map, and then one for each of ``also``.
+            also: Maps besides, flat or cut into rows.
             relu: Whether to return max(sum, 0).
 
         Returns:
             ``(B, C, H, W)``.
         """
         weights = weights.to(self.flat.dtype)
-        if not maps:
-            total = also * weights
-        else:
+        besides = list(zip(also, weights[len(maps) :]))
+        if maps:
             rows = self.flat.view(-1, _row_length(self.flat.shape[1]))
             per_map = len(rows) // len(self.flat)
             spread = weights[: len(maps)].expand(per_map, -1).contiguous()
@@ -74,14 +77,45 @@ class Table:
             total = F.embedding_bag(
                 numbers, rows, starts, mode='sum', per_sample_weights=spread.view(-1)
             ).view(-1)
-            if also is not None:
-                total.add_(also, alpha=weights[-1].item())
+        else:
+            part, weight = besides.pop(0)
+            total = (part * weight).view(-1)
+        for part, weight in besides:
+            total.view(part.shape).add_(part, alpha=weight.item())
         return self.shaped(total.relu_() if relu else total)
+
+    def sums(self, weights: Tensor, first: int, place: Tensor) -> list[Tensor]:
+        """Several weighted sums at once: each map is read once for all of them.
+
+        Args:
+            weights: ``(M, K')``, of the maps ``first .. first + K' - 1``.
+            first: The first of them.
+            place: Memory for M maps.
+
+        Returns:
+            M maps, cut into rows that lie apart.
+        """
+        count, maps = weights.shape
+        rows = self._rows(first, first + maps)
+        out = place[: count * self.flat.shape[1]].view(len(rows), count, rows.shape[2])
+        torch.bmm(weights.to(rows.dtype).expand(len(rows), -1, -1), rows, out=out)
+        return list(out.unbind(1))
 
     def dots(self, maps: Sequence[int], other: Tensor) -> Tensor:
         """Inner products of some maps with the map ``other``, flat as here."""
         products = [torch.dot(self.flat[k], other) for k in maps]
         return torch.stack(products) if products else other.new_empty(0)
+
+    def inner(self, first: int, stop: int) -> Tensor:
+        """Inner products ``(stop - first, first)`` of the maps ``first .. stop - 1`` with those
+        before them.
+        """
+        return torch.bmm(self._rows(first, stop), self._rows(0, first).mT).sum(0)
+
+    def _rows(self, first: int, stop: int) -> Tensor:
+        """The maps ``first .. stop - 1``, row by row: ``(rows, stop - first, row length)``."""
+        length = _row_length(self.flat.shape[1])
+        return self.flat[first:stop].unflatten(1, (-1, length)).transpose(0, 1)
 
     def gate(self, k: int, grad: Tensor, read: Tensor, maps: Sequence[int]) -> Tensor:
         """Write ``grad``, where ``read`` is positive and else 0, in the place of map ``k``.
