@@ -190,6 +190,23 @@ def test_memory_is_lent_of_tables_that_wait():
     reuse.let_go()
 
 
+def test_what_a_pass_was_lent_waits_again():
+    """Forward and backward, also of the last nodes."""
+    if not hasattr(torch._C._autograd, '_get_current_graph_task_keep_graph'):
+        pytest.skip('this PyTorch does not tell whether there is a second backward pass')
+    stage = stage_of(complete(24)).train()
+    x = torch.randn(2, 3, 6, 5, dtype=torch.float64)
+    step(stage, x)
+    (own,) = reuse._FREE
+    reuse.give_back(torch.empty(30, own.shape[1], dtype=torch.float64))
+    waiting = {flat.data_ptr() for flat in reuse._FREE}
+    output = stage(x)
+    assert {flat.data_ptr() for flat in reuse._FREE} == waiting - {own.data_ptr()}
+    output.sum().backward()
+    assert {flat.data_ptr() for flat in reuse._FREE} == waiting
+    reuse.let_go()
+
+
 @pytest.mark.parametrize('gamma', [0.0, 1e-12, 1e-3])
 def test_scales_near_zero_divide_nothing(gamma):
     """Batch norm is not undone where its scale would cost digits."""

@@ -243,7 +243,7 @@ def _run(
     """The stage output; and, in training, mean and 1 / sqrt(variance + eps) that each norm used."""
     table[0].copy_(x_0)
     statistics = []
-    for chain, y in zip(chains, _reads(table, x, wiring, weights, raw, together)):
+    for y, chain in zip(_reads(table, x, wiring, weights, raw, together), chains):
         for conv in chain.convs:
             y = _conv(y, conv, conv.weight)
         node = len(statistics) + 1
