@@ -104,9 +104,10 @@ def test_many_nodes_train_as_the_equation(nodes, p, seed, rule, node, last):
 
 
 @pytest.mark.parametrize('node', ['sepconv', 'conv'])
-def test_sums_ahead_and_behind_are_the_equation(node):
+def test_sums_ahead_and_behind_are_the_equation(node, monkeypatch):
+    monkeypatch.setattr(table.Table, 'together', 4)
     wiring = complete(24)
-    found = blocks(wiring, table.Table.together, 1)
+    found = blocks(wiring, 4, 1)
     assert any(block.ahead for block in found)
     assert any(block.behind for block in found)
     both(stage_of(wiring, 'alpha', node).train(), torch.randn(2, 3, 6, 5, dtype=torch.float64))
@@ -190,8 +191,26 @@ def test_memory_is_lent_of_tables_that_wait():
     reuse.let_go()
 
 
-def test_what_a_pass_was_lent_waits_again():
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason='this PyTorch has no MKL')
+def test_sums_are_rounded_only_where_maps_are():
+    """Not where products of float32 may be of half precision inside."""
+    single, double = (
+        table.Table(torch.empty(3, 8, dtype=dtype), torch.Size((1, 2, 2, 2)), False)
+        for dtype in (torch.float32, torch.float64)
+    )
+    assert single.together == double.together == 4
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision('medium')
+        assert single.together == 1
+        assert double.together == 4
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_what_a_pass_was_lent_waits_again(monkeypatch):
     """Forward and backward, also of the last nodes."""
+    monkeypatch.setattr(table.Table, 'together', 4)
     if not hasattr(torch._C._autograd, '_get_current_graph_task_keep_graph'):
         pytest.skip('this PyTorch does not tell whether there is a second backward pass')
     stage = stage_of(complete(24)).train()

@@ -20,18 +20,22 @@ class Table:
         flat: The memory, ``(K, B * C * H * W)``.
         shape: ``(B, C, H, W)``.
         last: Whether channels come last in memory.
-
-    Attributes:
-        together: How many sums are best computed at once.
     """
-
-    together = 4
 
     def __init__(self, flat: Tensor, shape: torch.Size, last: bool):
         self.flat, self.shape, self.last = flat, shape, last
 
     def __getitem__(self, k: int) -> Tensor:
         return self.shaped(self.flat[k])
+
+    @property
+    def together(self) -> int:
+        """How many sums are best computed at once: several where products are exact, and MKL's,
+        as no other library's have been measured.
+        """
+        highest = torch.get_float32_matmul_precision() == 'highest'
+        exact = highest or self.flat.dtype == torch.float64
+        return 4 if exact and torch.backends.mkl.is_available() else 1
 
     def shaped(self, flat: Tensor) -> Tensor:
         """``(B, C, H, W)`` in the layout of this table."""
