@@ -91,6 +91,8 @@ class Table:
     def sums(self, weights: Tensor, first: int, place: Tensor) -> list[Tensor]:
         """Several weighted sums at once: each map is read once for all of them.
 
+        What is not finite in a map reaches all sums, also those that give it a weight of 0.
+
         Args:
             weights: ``(M, K')``, of the maps ``first .. first + K' - 1``.
             first: The first of them.
