@@ -1,7 +1,11 @@
 """What runs on CPU by default is the equation: values, gradients, statistics of norms."""
 
 import copy
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import timm
@@ -22,6 +26,7 @@ from timm_topo.stages import GraphStage, graph_stages, lean, reuse, table
 from timm_topo.stages import graph_stage as module
 from timm_topo.stages.blocks import blocks
 
+ROOT = Path(__file__).parents[1]
 RULES = ['alpha', 'tanh', 'fixed', {'name': 'alpha', 'weigh_sole': False}]
 
 
@@ -624,3 +629,19 @@ def test_a_backward_pass_under_autocast_is_that_of_the_forward_pass():
     with torch.autocast('cpu', torch.bfloat16):
         (got,) = torch.autograd.grad(loss, stage.connectivity.alpha)
     torch.testing.assert_close(got, expected)
+
+
+def test_training_few_channels_damages_no_memory():
+    """Where a pointwise convolution with a stride reads fewer than 8 channels, with channels last,
+    oneDNN writes behind its gradient on CPUs without AVX-512; the C library notices.
+    """
+    program = (
+        'import torch, timm, timm_topo; torch.set_num_threads(1)\n'
+        "model = timm.create_model('test_toponet', num_nodes=(4,), widths=(8,), strides=(2,),"
+        ' stem_width=4, stem_kernel=3).train()\n'
+        'images = torch.randn(16, 3, 16, 16)\n'
+        'for _ in range(300): model(images).sum().backward()'
+    )
+    env = {**os.environ, 'ONEDNN_MAX_CPU_ISA': 'AVX2', 'PYTHONPATH': str(ROOT)}
+    done = subprocess.run([sys.executable, '-c', program], env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, '')

@@ -117,6 +117,8 @@ class GraphStage(nn.Module):
                 fast = self.fast_path(x)
                 if fast is not None and x.device.type == 'cpu':
                     # convolutions and batch norm on CPU are fastest with channels last
+                    if self.stays_as_laid_out():
+                        return fast(x)
                     out = fast(x.contiguous(memory_format=torch.channels_last))
                     return out.contiguous() if x.is_contiguous() else out
                 if fast is not None:
@@ -133,6 +135,21 @@ class GraphStage(nn.Module):
             if x.device.type == 'cpu' and not is_fused(x) and self.splits(x):
                 return partial(self.run_in_parts, run or self.last_map)
         return run
+
+    @torch.jit.unused
+    def stays_as_laid_out(self) -> bool:
+        """Whether a gradient with channels last would damage memory.
+
+        That of a pointwise convolution with a stride and fewer than 8 input channels does, on CPUs
+        without AVX-512 (oneDNN of PyTorch 2.14: its kernel writes behind the gradient).
+        """
+        return torch.is_grad_enabled() and any(
+            isinstance(m, nn.Conv2d)
+            and m.kernel_size == (1, 1)
+            and m.stride != (1, 1)
+            and m.in_channels < 8
+            for m in self.modules()
+        )
 
     @torch.jit.unused
     def lean(self, x: Tensor) -> Optional[list]:
