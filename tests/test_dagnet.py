@@ -22,7 +22,8 @@ from timm_topo.generators import complete, erdos_renyi, random
 from timm_topo.models import DagNet
 from timm_topo.nodes import ConvNorm, ConvResidualNode
 from timm_topo.sparsity import sparsity_loss
-from timm_topo.stages import CrossStageGraph, adjacency, graph_stages, jumps
+from timm_topo.executors import adjacency
+from timm_topo.stages import CrossStageGraph, graph_stages, jumps
 from timm_topo.wiring import Wiring
 
 
@@ -408,8 +409,8 @@ def test_levels_of_different_sizes_keep_their_sizes():
     assert smaller.level_sizes == [4, 2]
     assert row['sparsity_0'] == pytest.approx(1 - 3 / 6)
     assert row['sparsity'] == pytest.approx(1 - 10 / 15)
-    assert smaller.until(2).level_sizes == [4]
-    assert smaller.until(3).level_sizes == [4, 2]
+    assert until_node(smaller, 2).level_sizes == [4]
+    assert until_node(smaller, 3).level_sizes == [4, 2]
 
 
 def test_features_name_the_modules_that_return_them(randomise):

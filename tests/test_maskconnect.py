@@ -26,7 +26,8 @@ from timm_topo.models import MaskConnectResNet, MaskConnectResNeXt
 from timm_topo.models.maskconnect_resnext import checkpoint_filter_fn
 from timm_topo.nodes import BranchBlock, ConvNorm, Subsample
 from timm_topo.nodes.branches import BranchConv1x1
-from timm_topo.stages import BranchGraph, adjacency, graph_stages, layered
+from timm_topo.executors import adjacency
+from timm_topo.stages import BranchGraph, graph_stages, layered
 from timm_topo.wiring import Wiring
 
 RESNETS = ['maskconnect_resnet38', 'maskconnect_resnet74', 'maskconnect_resnet110']

@@ -7,8 +7,9 @@ from typing import Dict
 from timm.task import ClassificationTask
 from torch import Tensor, nn
 
+from .executors import record_adjacency
 from .sparsity import check_sparsity, sparsity_loss
-from .stages import graph_stages, record_adjacency
+from .stages import graph_stages
 
 __all__ = ['TopoTask']
 

@@ -117,7 +117,7 @@ class RouterConnectivity(Connectivity):
         raise RuntimeError(
             'the weights of a router depend on the image: average '
             'timm_topo.adjacency(model, images) over images, or, for a loss, hand over the '
-            'timm_topo.stages.record_adjacency of a batch'
+            'timm_topo.executors.record_adjacency of a batch'
         )
 
     def reset_parameters(self) -> None:

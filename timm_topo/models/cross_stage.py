@@ -5,6 +5,7 @@ from typing import List, Optional, Tuple, Union
 import torch
 from torch import Tensor
 
+from ..stages import node_maps, until_node
 from .base import ClassifierNet
 from .levels import take_indices
 
@@ -46,7 +47,7 @@ class CrossStageNet(ClassifierNet):
         """Parameter groups for layer-wise learning rates: nodes, or stages if ``coarse``."""
         place = self.dag.levels if coarse else range(len(self.dag.levels))
         blocks = [(rf'^dag\.nodes\.{i}\.', (place[i + 1],)) for i in range(len(place) - 2)]
-        for k, source in enumerate(self.dag.jump_from):
+        for k, (source, _) in enumerate(self.dag.jumps):
             blocks.append((rf'^dag\.transitions\.{k}\.', (place[source],)))
         blocks += [(r'^dag\.connectivity', (0,)), (r'^output', (place[-1],))]
         return dict(stem=r'^dag\.entry', blocks=blocks)
@@ -82,9 +83,10 @@ class CrossStageNet(ClassifierNet):
         if output_fmt != 'NCHW':
             raise ValueError(f"output_fmt must be 'NCHW', got '{output_fmt}'")
         taken = take_indices(len(self.ends), indices)
-        maps = self.dag.maps(x)
+        maps = node_maps(self.dag, x)
         x = self.output(maps[-1])
-        features = [maps[self.dag.own[node]] for node in self.ends[:-1]] + [x]
+        places = self.dag.places
+        features = [maps[places[node, self.dag.levels[node]]] for node in self.ends[:-1]] + [x]
         intermediates = [feature for k, feature in enumerate(features) if k in taken]
         return intermediates if intermediates_only else (x, intermediates)
 
@@ -107,7 +109,7 @@ class CrossStageNet(ClassifierNet):
         end = self.ends[max(taken)]
         cut = False
         if 0 < end < self.ends[-1]:
-            part = self.dag.until(end)
+            part = until_node(self.dag, end)
             ids = [self.dag.node_ids[self.ends[k]] for k in taken]
             cut = set(ids) <= set(part.node_ids)
             if cut:

@@ -16,7 +16,7 @@ from ..connectivity import build_connectivity
 from ..generators import make_wiring
 from ..nodes import BranchBlock, ConvNorm
 from ..sparsity import check_sparsity, check_sparsity_weight
-from ..stages import BranchGraph, layered
+from ..stages import BranchGraph, layered, node_maps
 from ..wiring import Wiring
 from .base import ClassifierNet, imagenet_cfg, norm_class, per_stage
 from .levels import take_indices
@@ -228,9 +228,9 @@ class MaskConnectResNeXt(ClassifierNet):
         if not taken:
             return [] if intermediates_only else (self.dag(x), [])
         if intermediates_only or stop_early:
-            maps = self.dag.run(x, taken)[0]
+            maps = node_maps(self.dag, x, taken)
             return maps if intermediates_only else (maps[-1], maps)
-        maps = self.dag.run(x, sorted({*taken, last}))[0]
+        maps = node_maps(self.dag, x, sorted({*taken, last}))
         return maps[-1], maps[: len(taken)]
 
     @torch.jit.ignore

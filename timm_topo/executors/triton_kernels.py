@@ -1,7 +1,7 @@
 """The weighted sum of feature maps as a GPU kernel (Triton), y = sum_i w_i x_i or max(y, 0).
 
 Forward reads every map once; backward reads every map once and writes all gradients in the same
-pass. Over a :class:`FusedTable` maps are numbers that the kernel reads, so one kernel serves all
+pass. Over a :class:`KernelTable` maps are numbers that the kernel reads, so one kernel serves all
 in-degrees; over maps in several places there is one per in-degree.
 """
 
@@ -13,18 +13,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .aggregate import sum_gradients
+from ..stages.aggregate import sum_gradients
 from .table import Table
 
-__all__ = ['FusedTable', 'fused_sum']
+__all__ = ['KernelTable', 'kernel_sum']
 
 _BLOCK = 1024  # elements per program
 _UNROLL = 4  # maps of a table
 
 
-def fused_sum(inputs: Sequence[Tensor], weights: Tensor, relu: bool) -> Tensor:
-    """As :func:`timm_topo.stages.aggregate`, which checks what it gets."""
-    return _FusedSum.apply(weights, relu, *inputs)
+def kernel_sum(inputs: Sequence[Tensor], weights: Tensor, relu: bool) -> Tensor:
+    """As :func:`timm_topo.stages.aggregate`, unchecked; with ``relu``, max(y, 0)."""
+    return _KernelSum.apply(weights, relu, *inputs)
 
 
 @triton.jit
@@ -72,11 +72,11 @@ def _backward_kernel(
 
 @triton.jit
 def _table_sum_kernel(
-    table, maps, w, also, y, size, count,
-    ALSO: tl.constexpr, RELU: tl.constexpr, WIDE: tl.constexpr, UNROLL: tl.constexpr,
+    table, maps, w, extra, y, size, count,
+    EXTRA: tl.constexpr, RELU: tl.constexpr, WIDE: tl.constexpr, UNROLL: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One block of y = sum_i w_i table[maps_i]; ``ALSO``: and w_count times a map besides."""
+    """One block of y = sum_i w_i table[maps_i]; ``EXTRA``: plus w_count times an extra map."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < size
     total = tl.zeros([BLOCK], WIDE)
@@ -87,8 +87,8 @@ def _table_sum_kernel(
             w_k = tl.load(w + start + i, mask=there, other=0.0).to(WIDE)
             x = tl.load(table + k * size + at, mask=inside & there, other=0.0)
             total += x.to(WIDE) * w_k
-    if ALSO:
-        x = tl.load(also + at, mask=inside, other=0.0)
+    if EXTRA:
+        x = tl.load(extra + at, mask=inside, other=0.0)
         total += x.to(WIDE) * tl.load(w + count).to(WIDE)
     if RELU:
         total = tl.maximum(total, 0.0)
@@ -120,25 +120,25 @@ def _table_dots_kernel(
             tl.store(dots + tl.program_id(0) * count + start + i, dot, mask=there)
 
 
-class FusedTable(Table):
-    """A :class:`Table` whose sums and inner products are one kernel each, with one map besides."""
+class KernelTable(Table):
+    """A :class:`Table` whose sums and inner products are one kernel each, with one extra map."""
 
-    together = 1
+    sums_per_product = 1
 
     def sum(
         self,
         maps: Sequence[int],
         weights: Tensor,
-        also: Sequence[Tensor] = (),
+        extra: Sequence[Tensor] = (),
         relu: bool = False,
     ) -> Tensor:
         y = torch.empty_like(self.flat[0])
-        (extra,) = also or (y,)
+        (outside,) = extra or (y,)
         with torch.cuda.device_of(y):
             _table_sum_kernel[self._grid()](
-                self.flat, _numbers(tuple(maps), y.device), weights, extra,
+                self.flat, _numbers(tuple(maps), y.device), weights, outside,
                 y, len(y), len(maps),
-                ALSO=bool(also), RELU=relu, WIDE=_type(_wide(y.dtype)), UNROLL=_UNROLL,
+                EXTRA=bool(extra), RELU=relu, WIDE=_type(_wide(y.dtype)), UNROLL=_UNROLL,
                 BLOCK=_BLOCK,
             )  # fmt: skip
         return self.shaped(y)
@@ -146,7 +146,9 @@ class FusedTable(Table):
     def dots(self, maps: Sequence[int], other: Tensor) -> Tensor:
         return self._dots(maps, other, other, other, False)
 
-    def gate(self, k: int, grad: Tensor, read: Tensor, maps: Sequence[int]) -> Tensor:
+    def replace_by_gradient(
+        self, k: int, grad: Tensor, read: Tensor, maps: Sequence[int]
+    ) -> Tensor:
         return self._dots(maps, self.as_row(grad), self.as_row(read), self.flat[k], True)
 
     def _dots(
@@ -172,7 +174,7 @@ def _numbers(maps: tuple[int, ...], device: torch.device) -> Tensor:
         return torch.tensor(maps, dtype=torch.int64, device=device)
 
 
-class _FusedSum(torch.autograd.Function):
+class _KernelSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx, weights: Tensor, relu: bool, *inputs: Tensor) -> Tensor:
         layout = _layout(inputs[0])
@@ -234,7 +236,7 @@ def _step(weights: Tensor) -> int:
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
-    """What sums over maps of this type are added up in."""
+    """The type in which sums over maps of ``dtype`` are added up."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 

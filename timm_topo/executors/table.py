@@ -1,4 +1,4 @@
-"""Maps of one shape, one after another in memory, and what a stage adds up over them."""
+"""The maps of a stage, one after another in memory, and weighted sums over them."""
 
 import math
 from collections.abc import Sequence
@@ -19,19 +19,19 @@ class Table:
     Args:
         flat: The memory, ``(K, B * C * H * W)``.
         shape: ``(B, C, H, W)``.
-        last: Whether channels come last in memory.
+        channels_last: Whether channels come last in memory.
     """
 
-    def __init__(self, flat: Tensor, shape: torch.Size, last: bool):
-        self.flat, self.shape, self.last = flat, shape, last
+    def __init__(self, flat: Tensor, shape: torch.Size, channels_last: bool):
+        self.flat, self.shape, self.channels_last = flat, shape, channels_last
 
     def __getitem__(self, k: int) -> Tensor:
         return self.shaped(self.flat[k])
 
     @property
-    def together(self) -> int:
-        """How many sums are best computed at once: several where products are exact, and MKL's,
-        as no other library's have been measured.
+    def sums_per_product(self) -> int:
+        """How many sums one product of matrices computes: several where products are exact, and
+        MKL's, the only library measured.
         """
         highest = torch.get_float32_matmul_precision() == 'highest'
         exact = highest or self.flat.dtype == torch.float64
@@ -39,40 +39,40 @@ class Table:
 
     def shaped(self, flat: Tensor) -> Tensor:
         """``(B, C, H, W)`` in the layout of this table."""
-        if self.last:
+        if self.channels_last:
             b, c, h, w = self.shape
             return flat.view(b, h, w, c).permute(0, 3, 1, 2)
         return flat.view(self.shape)
 
-    def as_laid_out(self, x: Tensor) -> Tensor:
-        """``x`` ``(B, C, H, W)`` in the layout of this table, the same tensor where it is so."""
-        layout = torch.channels_last if self.last else torch.contiguous_format
+    def in_layout(self, x: Tensor) -> Tensor:
+        """``x`` ``(B, C, H, W)`` in the layout of this table, a copy only if it has another."""
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
         return x.contiguous(memory_format=layout)
 
     def as_row(self, x: Tensor) -> Tensor:
         """The values of a map ``(B, C, H, W)`` in the order of this table."""
-        return (x.permute(0, 2, 3, 1) if self.last else x).reshape(-1)
+        return (x.permute(0, 2, 3, 1) if self.channels_last else x).reshape(-1)
 
     def sum(
         self,
         maps: Sequence[int],
         weights: Tensor,
-        also: Sequence[Tensor] = (),
+        extra: Sequence[Tensor] = (),
         relu: bool = False,
     ) -> Tensor:
         """Weighted sum of some maps: each is read once, and added up in registers.
 
         Args:
-            maps: Which.
-            weights: One per map, and then one for each of ``also``.
-            also: Maps besides, flat or cut into rows.
+            maps: Their numbers.
+            weights: One per map, followed by one per extra map.
+            extra: Maps outside the table, flat or cut into rows.
             relu: Whether to return max(sum, 0).
 
         Returns:
             ``(B, C, H, W)``.
         """
         weights = weights.to(self.flat.dtype)
-        besides = list(zip(also, weights[len(maps) :]))
+        outside = list(zip(extra, weights[len(maps) :]))
         if maps:
             rows = self.flat.view(-1, _row_length(self.flat.shape[1]))
             per_map = len(rows) // len(self.flat)
@@ -82,20 +82,20 @@ class Table:
                 numbers, rows, starts, mode='sum', per_sample_weights=spread.view(-1)
             ).view(-1)
         else:
-            part, weight = besides.pop(0)
+            part, weight = outside.pop(0)
             total = (part * weight).view(-1)
-        for part, weight in besides:
+        for part, weight in outside:
             total.view(part.shape).add_(part, alpha=weight.item())
         return self.shaped(total.relu_() if relu else total)
 
     def sums(self, weights: Tensor, first: int, place: Tensor) -> list[Tensor]:
-        """Several weighted sums at once: each map is read once for all of them.
+        """M weighted sums as one product of matrices: each map is read once for all of them.
 
-        What is not finite in a map reaches all sums, also those that give it a weight of 0.
+        A value that is not finite reaches all sums, also through a weight of 0.
 
         Args:
             weights: ``(M, K')``, of the maps ``first .. first + K' - 1``.
-            first: The first of them.
+            first: The first map.
             place: Memory for M maps.
 
         Returns:
@@ -108,13 +108,13 @@ class Table:
         return list(out.unbind(1))
 
     def dots(self, maps: Sequence[int], other: Tensor) -> Tensor:
-        """Inner products of some maps with the map ``other``, flat as here."""
+        """Inner products of some maps with the map ``other``, which is flat."""
         products = [torch.dot(self.flat[k], other) for k in maps]
         return torch.stack(products) if products else other.new_empty(0)
 
-    def inner(self, first: int, stop: int) -> Tensor:
-        """Inner products ``(stop - first, first)`` of the maps ``first .. stop - 1`` with those
-        before them.
+    def inner_products(self, first: int, stop: int) -> Tensor:
+        """Inner products ``(stop - first, first)`` of the maps ``first .. stop - 1`` with the maps
+        before them, as one product of matrices.
         """
         return torch.bmm(self._rows(first, stop), self._rows(0, first).mT).sum(0)
 
@@ -123,14 +123,19 @@ class Table:
         length = _row_length(self.flat.shape[1])
         return self.flat[first:stop].unflatten(1, (-1, length)).transpose(0, 1)
 
-    def gate(self, k: int, grad: Tensor, read: Tensor, maps: Sequence[int]) -> Tensor:
+    def replace_by_gradient(
+        self, k: int, grad: Tensor, read: Tensor, maps: Sequence[int]
+    ) -> Tensor:
         """Write ``grad``, where ``read`` is positive and else 0, in the place of map ``k``.
 
         Args:
-            k: Which place.
+            k: The place.
             grad: ``(B, C, H, W)``.
             read: ``(B, C, H, W)``.
-            maps: Whose inner products with what is written to return.
+            maps: Numbers of the maps for the inner products.
+
+        Returns:
+            Inner products of ``maps`` with the gradient written.
         """
         aten.threshold_backward.grad_input(grad, read, 0, grad_input=self[k])
         return self.dots(maps, self.flat[k])
@@ -138,7 +143,7 @@ class Table:
 
 @lru_cache(maxsize=1024)
 def _row_numbers(maps: tuple[int, ...], per_map: int) -> tuple[Tensor, Tensor]:
-    """The rows of all bags, in each one of every map; and where the bags start."""
+    """Rows of all bags, one of each map in every bag; and the starts of the bags."""
     with torch.inference_mode(False), torch.device('cpu'):
         numbers = torch.arange(per_map)[:, None] + torch.tensor(maps) * per_map
         return numbers.view(-1), torch.arange(0, numbers.numel(), len(maps))
