@@ -1,8 +1,7 @@
 """The node of ResNets on CIFAR (TopoNet, section 4.1): ReLU, 3x3 convolution, batch norm."""
 
-from typing import Callable
+from collections.abc import Callable
 
-import torch
 from timm.layers import create_conv2d
 from torch import Tensor, nn
 
@@ -45,7 +44,6 @@ class ConvNode(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.bn(self.conv(self.act(x)))
 
-    @torch.jit.unused
     def layers(self) -> list:
         """ReLU, convolution, batch norm: what a stage needs to run the node layer by layer."""
         return [self.act, self.conv, self.bn]

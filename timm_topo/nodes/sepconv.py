@@ -1,8 +1,7 @@
 """The node of TopoNet (section 4.2): ReLU, separable 3x3 convolution, batch norm."""
 
-from typing import Callable
+from collections.abc import Callable
 
-import torch
 from timm.layers import create_conv2d
 from torch import Tensor, nn
 
@@ -48,7 +47,6 @@ class SepConvNode(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.bn(self.conv_pw(self.conv_dw(self.act(x))))
 
-    @torch.jit.unused
     def layers(self) -> list:
         """ReLU, convolutions, batch norm: what a stage needs to run the node layer by layer."""
         return [self.act, self.conv_dw, self.conv_pw, self.bn]
@@ -92,7 +90,6 @@ class SepConvEntry(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.node(x) + self.shortcut(x)
 
-    @torch.jit.unused
     def branches(self) -> tuple:
         """The node and the shortcut that add up to the entry."""
         return self.node, self.shortcut
