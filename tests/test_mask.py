@@ -341,16 +341,6 @@ def test_half_precision_keeps_k():
     assert [int(row.sum()) for row in rows(complete(9), rule.pass_weights())][3:] == [3] * 5
 
 
-@pytest.mark.parametrize('training', [False, True])
-def test_it_can_be_scripted(training):
-    rule = masks(complete(7), fan_in=3).train(training)
-    torch.manual_seed(0)
-    expected = [rule(node) for node in range(1, 7)]
-    scripted = torch.jit.script(rule)
-    torch.manual_seed(0)
-    assert all(torch.equal(scripted(node), expected[node - 1]) for node in range(1, 7))
-
-
 # -- fixed masks ----------------------------------------------------------------------------------
 
 

@@ -1,8 +1,5 @@
 """Networks that are one graph over several resolutions, whatever their nodes are."""
 
-from typing import List, Optional, Tuple, Union
-
-import torch
 from torch import Tensor
 
 from ..stages import node_maps, until_node
@@ -23,13 +20,11 @@ class CrossStageNet(ClassifierNet):
     """
 
     @property
-    @torch.jit.unused
     def ends(self) -> list[int]:
         """The last node of each stage; pruning may leave a stage none."""
         return sorted({level: node for node, level in enumerate(self.dag.levels)}.values())
 
     @property
-    @torch.jit.unused
     def feature_info(self) -> list[dict]:
         """Channels, stride and module of each feature, as timm keeps them."""
         modules = {0: 'dag.entry', self.ends[-1]: 'output'}
@@ -42,7 +37,6 @@ class CrossStageNet(ClassifierNet):
             for node in self.ends
         ]
 
-    @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict:
         """Parameter groups for layer-wise learning rates: nodes, or stages if ``coarse``."""
         place = self.dag.levels if coarse else range(len(self.dag.levels))
@@ -56,16 +50,15 @@ class CrossStageNet(ClassifierNet):
         """Image ``(B, in_chans, H, W)`` -> ``(B, num_features, H / stride, W / stride)``."""
         return self.output(self.dag(x))
 
-    @torch.jit.ignore
     def forward_intermediates(
         self,
         x: Tensor,
-        indices: Optional[Union[int, List[int]]] = None,
+        indices: int | list[int] | None = None,
         norm: bool = False,
         stop_early: bool = False,
         output_fmt: str = 'NCHW',
         intermediates_only: bool = False,
-    ) -> Union[List[Tensor], Tuple[Tensor, List[Tensor]]]:
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         """Features and intermediates: index k is the k-th stage that has nodes, its last node.
 
         Args:
@@ -90,13 +83,12 @@ class CrossStageNet(ClassifierNet):
         intermediates = [feature for k, feature in enumerate(features) if k in taken]
         return intermediates if intermediates_only else (x, intermediates)
 
-    @torch.jit.ignore
     def prune_intermediate_layers(
         self,
-        indices: Union[int, List[int]] = 1,
+        indices: int | list[int] = 1,
         prune_norm: bool = False,
         prune_head: bool = True,
-    ) -> List[int]:
+    ) -> list[int]:
         """Drop what the last feature asked for does not read, and the head with it or if asked.
 
         Nothing is dropped where another of the features would go with it, or where the feature is
