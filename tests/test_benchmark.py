@@ -14,9 +14,9 @@ from torch import nn
 
 from timm_topo.analysis import benchmark
 from timm_topo.analysis.benchmark import SUITES, markdown, suite, write_json
-from timm_topo.executors import naive_sum, nodes_alone
 from timm_topo.analysis.memory import keep_freed_memory, peak_memory, saved_memory
 from timm_topo.analysis.prune import prune
+from timm_topo.executors import naive_sum, nodes_alone
 from timm_topo.stages import graph_stages
 
 

@@ -18,11 +18,11 @@ from timm_topo.analysis.cost import count_flops, count_parameters
 from timm_topo.analysis.metrics import stage_sizes
 from timm_topo.analysis.prune import DisconnectedError, edge_weights, prune, retrainable
 from timm_topo.connectivity import build_connectivity
+from timm_topo.executors import adjacency
 from timm_topo.generators import complete, erdos_renyi, random
 from timm_topo.models import DagNet
 from timm_topo.nodes import ConvNorm, ConvResidualNode
 from timm_topo.sparsity import sparsity_loss
-from timm_topo.executors import adjacency
 from timm_topo.stages import CrossStageGraph, graph_stages, jumps
 from timm_topo.wiring import Wiring
 

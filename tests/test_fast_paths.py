@@ -12,19 +12,19 @@ import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from timm_topo.stages.blocks import blocks
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from timm_topo.executors import naive_sum
 from timm_topo.analysis.memory import saved_memory
 from timm_topo.analysis.prune import prune
 from timm_topo.connectivity import build_connectivity
+from timm_topo.executors import naive_sum
 from timm_topo.generators import complete, random, residual, sequential
 from timm_topo.nodes import NODES
 from timm_topo.stages import GraphStage, graph_stages, lean, reuse, table
 from timm_topo.stages import graph_stage as module
-from timm_topo.stages.blocks import blocks
 
 ROOT = Path(__file__).parents[1]
 RULES = ['alpha', 'tanh', 'fixed', {'name': 'alpha', 'weigh_sole': False}]

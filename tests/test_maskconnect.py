@@ -21,12 +21,12 @@ import timm_topo
 from timm_topo.analysis.cost import count_flops, count_parameters
 from timm_topo.analysis.export import export_onnx
 from timm_topo.analysis.prune import edge_weights, mask_edges, prune
+from timm_topo.executors import adjacency
 from timm_topo.generators import complete, sequential
 from timm_topo.models import MaskConnectResNet, MaskConnectResNeXt
 from timm_topo.models.maskconnect_resnext import checkpoint_filter_fn
 from timm_topo.nodes import BranchBlock, ConvNorm, Subsample
 from timm_topo.nodes.branches import BranchConv1x1
-from timm_topo.executors import adjacency
 from timm_topo.stages import BranchGraph, graph_stages, layered
 from timm_topo.wiring import Wiring
 

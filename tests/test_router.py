@@ -14,8 +14,8 @@ from torch import Tensor, nn
 import timm_topo
 from timm_topo.connectivity import build_connectivity
 from timm_topo.connectivity.router import RouterConnectivity, set_tau
-from timm_topo.generators import complete, random
 from timm_topo.executors import adjacency, record_adjacency
+from timm_topo.generators import complete, random
 from timm_topo.stages import GraphStage
 from timm_topo.wiring import Wiring
 
