@@ -74,7 +74,7 @@ def fill(
     """
     wiring, statistics = stage.wiring, []
     table[0].copy_(x_0)
-    if stage.raw_entry:
+    if stage.first_reads_input:
         groups = [group for group in groups if group.nodes[0] > 1]
         inputs = [(x * in_edge_weights(wiring, weights, 1)).to(x_0.dtype).relu_()]
     else:
@@ -95,7 +95,7 @@ def table_objection(stage: Stage, x: Tensor) -> str:
     return (
         _graph_objection(stage)
         or _input_objection(x)
-        or layers_objection(stage.nodes, stage.raw_entry, stage.training)
+        or layers_objection(stage.nodes, stage.first_reads_input, stage.training)
     )
 
 
