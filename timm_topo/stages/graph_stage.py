@@ -21,10 +21,11 @@ torch.fx.wrap('aggregate')  # a leaf for symbolic tracing: it looks at shapes
 class GraphStage(TakesOffsets, Stage):
     """x_0 = entry(x);  x_j = node_j(c_j + sum_i a_ij x_i);  output = c + sum_i a_i x_i.
 
-    The constants c are 0 but in pruned networks (:class:`TakesOffsets`). With ``first_reads_input``, node 1
-    reads the stage input itself, x_1 = node_1(a_01 x): the first block of a residual stage, which
-    resizes and projects like the shortcut beside it (here the entry). In evaluation, a rule with
-    ``thresholds()`` closes edges per image (:class:`InEdgeWeights`).
+    The constants c are 0 but in pruned networks (:class:`TakesOffsets`). With
+    ``first_reads_input``, node 1 reads the stage input itself, x_1 = node_1(a_01 x): the first
+    block of a residual stage, which resizes and projects like the shortcut beside it (here the
+    entry). In evaluation, a rule with ``thresholds()`` closes edges per image
+    (:class:`InEdgeWeights`).
 
     Args:
         wiring: N nodes without dead ones.
