@@ -1,34 +1,18 @@
-"""Whether a module computes what its type says: no hook watches it, no forward was replaced."""
+"""Whether nodes are the layers that executors can run themselves."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from torch import nn
-from torch.nn.modules import module as _module
 
 from ..nodes import LayeredNode, NodeLayers
+from ..watched import watched_any
 
-__all__ = ['conv_objection', 'layers_objection', 'objection_to_any', 'watched']
-
-_HOOKS = (
-    '_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks',
-)  # fmt: skip
+__all__ = ['conv_objection', 'is_layered', 'layers_objection']
 
 
-def watched(module: nn.Module) -> str:
-    """How something outside watches or replaces the call of ``module``; '' if nothing does."""
-    kind = type(module).__name__
-    if any(getattr(module, hooks) for hooks in _HOOKS):
-        return f'a hook watches a {kind}'
-    if 'forward' in vars(module):
-        return f'the forward of a {kind} was replaced'
-    return ''
-
-
-def objection_to_any(modules: Iterable[nn.Module]) -> str:
-    """The first answer of :func:`watched`, or that hooks watch all modules."""
-    if any(getattr(_module, f'_global{hooks}') for hooks in _HOOKS):
-        return 'hooks watch all modules'
-    return next(filter(None, map(watched, modules)), '')
+def is_layered(node: nn.Module | None) -> bool:
+    """Whether a node is its layers, one after another."""
+    return isinstance(node, LayeredNode) and type(node).forward is LayeredNode.forward
 
 
 def layers_objection(nodes: Sequence[nn.Module], resizes: bool, training: bool) -> str:
@@ -41,10 +25,10 @@ def layers_objection(nodes: Sequence[nn.Module], resizes: bool, training: bool) 
     """
     for number, node in enumerate(nodes, start=1):
         kind = type(node).__name__
-        if not isinstance(node, LayeredNode) or type(node).forward is not LayeredNode.forward:
+        if not is_layered(node):
             return f'node {number} is a {kind}, which declares no layers'
         layers = node.layers()
-        why = objection_to_any((node, *layers)) or _chain_objection(layers)
+        why = watched_any((node, *layers)) or _chain_objection(layers)
         if not why and {node.training, layers.norm.training} != {training}:
             why = f'a norm is in {"evaluation" if training else "training"} mode'
         if not why and not (resizes and number == 1) and not _keeps_shape(layers.convs):

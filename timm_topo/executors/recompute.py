@@ -19,13 +19,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from ..nodes import LayeredNode, NodeLayers, ShortcutEntry
+from ..nodes import NodeLayers, ShortcutEntry
 from ..stages import Executor, GraphStage, Stage, register
 from ..stages.stage import recomputes
+from ..watched import watched_any
 from .conv_bn import invertible, layers_backward
 from .kernels import make_table
 from .layout import in_best_layout, is_channels_last
-from .plain import conv_objection, objection_to_any
+from .plain import conv_objection, is_layered
 from .schedule import schedule
 from .sums import BackwardSums
 from .table_stage import autocast_dtype, fill, table_objection
@@ -69,10 +70,10 @@ def _entry(entry: torch.nn.Module, x: Tensor) -> Tensor:
     if not isinstance(entry, ShortcutEntry) or type(entry).forward is not ShortcutEntry.forward:
         return entry(x)
     node = entry.node
-    if not isinstance(node, LayeredNode) or type(node).forward is not LayeredNode.forward:
+    if not is_layered(node):
         return entry(x)
     layers = node.layers()
-    if objection_to_any((entry, node, *layers)) or any(map(conv_objection, layers.convs)):
+    if watched_any((entry, node, *layers)) or any(map(conv_objection, layers.convs)):
         return entry(x)
 
     def convolved(x: Tensor, *kernels: Tensor) -> Tensor:
@@ -115,7 +116,7 @@ def _gradients(ctx, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     if again:
         flat = flat.clone()  # gradients take the places of maps
     statistics, parameters = _by_node(ctx.layers, rest)
-    inverts = invertible(parameters, flat.dtype)
+    inverts = invertible(parameters, statistics, flat.dtype)
     table = ctx.table(flat, *ctx.form)
     weighted, skipped = ctx.needs_input_grad[2], int(x is not None)
     sums = BackwardSums(table, ctx.wiring, weights, grad_output, ctx.groups, skipped, weighted)

@@ -7,7 +7,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
-from ..connectivity import Connectivity
+from ..connectivity import Connectivity, all_weights
 from ..wiring import Wiring
 from .stage import Stage, checkpointed
 
@@ -115,7 +115,7 @@ class BranchGraph(Stage):
         Returns:
             A map per level, and the weights as for :meth:`Stage.run`.
         """
-        weights = self.connectivity.pass_weights()
+        weights = all_weights(self.connectivity)
         levels, taken = levels or [self.block_levels[-1]], []
         x = self.entry(x)
         x = x[:, None] * self.fan_out(weights).to(x.dtype)[:, :, None, None]
