@@ -10,23 +10,23 @@ from torch.nn.modules import module as _module
 
 __all__ = ['watched', 'watched_any']
 
-_HOOKS = (
-    '_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks',
-)  # fmt: skip
+_KINDS = ('_forward', '_forward_pre', '_backward', '_backward_pre')
 
 
 def watched(module: nn.Module) -> str:
     """How something outside watches or replaces the call of ``module``; '' if nothing does."""
-    kind = type(module).__name__
-    if any(getattr(module, hooks) for hooks in _HOOKS):
-        return f'a hook watches a {kind}'
-    if 'forward' in vars(module):
-        return f'the forward of a {kind} was replaced'
+    own = vars(module)
+    if own['_forward_hooks'] or own['_forward_pre_hooks']:
+        return f'a hook watches a {type(module).__name__}'
+    if own['_backward_hooks'] or own['_backward_pre_hooks']:
+        return f'a hook watches the gradients of a {type(module).__name__}'
+    if 'forward' in own:
+        return f'the forward of a {type(module).__name__} was replaced'
     return ''
 
 
 def watched_any(modules: Iterable[nn.Module]) -> str:
     """The first answer of :func:`watched`, or that hooks watch all modules."""
-    if any(getattr(_module, f'_global{hooks}') for hooks in _HOOKS):
+    if any(getattr(_module, f'_global{kind}_hooks') for kind in _KINDS):
         return 'hooks watch all modules'
     return next(filter(None, map(watched, modules)), '')
