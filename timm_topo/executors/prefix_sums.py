@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..stages import Executor, GraphStage, Stage, register
+from ..stages import Executor, GraphStage, Offset, Stage, register
 from ..watched import watched_any
 
 __all__ = ['PrefixSums', 'Sum', 'plan']
@@ -23,12 +23,10 @@ class Sum(NamedTuple):
     Attributes:
         base: The earlier node with the longest sum to start from, or None.
         rest: Place among the maps and weight of each further term, in order.
-        kept: Whether a later node starts from this sum.
     """
 
     base: int | None
     rest: tuple[tuple[int, float], ...]
-    kept: bool
 
 
 class PrefixSums(Executor):
@@ -52,21 +50,20 @@ class PrefixSums(Executor):
 
     def run(self, stage: GraphStage, x: Tensor) -> Tensor:
         weights = tuple(stage.connectivity.pass_weights().tolist())
-        index = tuple(map(tuple, stage.map_index))
-        keep = tuple(_keeps_input(node) for node in stage.nodes)
-        sums: dict[int, Tensor] = {}
-        maps, last = stage.spread(0, stage.entry(x)), stage.wiring.num_nodes - 1
-        for node, how in enumerate(plan(index, weights, keep, stage.first_reads_input), start=1):
+        nodes, offsets = list(stage.nodes), [*stage.offsets, stage.output_offset]
+        keep = tuple(map(_keeps_input, nodes))
+        how = plan(stage.map_index, weights, keep, stage.first_reads_input)
+        maps, totals = stage.spread(0, stage.entry(x)), []
+        for node, (base, rest) in enumerate(how, start=1):
             inputs = [x] if stage.first_reads_input and node == 1 else maps
-            owned = node == last or not keep[node - 1]
-            total = _add(None if how.base is None else sums[how.base], how.rest, inputs, owned)
-            if how.kept:
-                sums[node] = total
-            total = stage.offset(node)(total)
-            if node == last:
-                return total
-            maps += stage.spread(node, stage.nodes[node - 1](total))
-        raise AssertionError('a wiring has a last node')
+            owned = node > len(nodes) or not keep[node - 1]
+            total = _add(None if base is None else totals[base - 1], rest, inputs, owned)
+            totals.append(total)
+            if isinstance(offsets[node - 1], Offset):
+                total = offsets[node - 1](total)
+            if node <= len(nodes):
+                maps += stage.spread(node, nodes[node - 1](total))
+        return total
 
 
 def _add(
@@ -114,7 +111,7 @@ def plan(
     for places in index[1:]:
         start, stop = stop, stop + len(places)
         terms.append(tuple(zip(places, weights[start:stop])))
-    bases, last = [], len(terms)
+    bases = []
     for node, own in enumerate(terms, start=1):
         earlier = [
             k for k in range(1, node)
@@ -125,10 +122,7 @@ def plan(
     if first_reads_input:
         bases[0], terms[0] = None, ((0, terms[0][0][1]),)
     skipped = [0 if base is None else len(terms[base - 1]) for base in bases]
-    return tuple(
-        Sum(base, own[skip:], node < last and node in bases)
-        for node, (base, own, skip) in enumerate(zip(bases, terms, skipped), start=1)
-    )
+    return tuple(Sum(base, own[skip:]) for base, own, skip in zip(bases, terms, skipped))
 
 
 register(PrefixSums())

@@ -95,8 +95,8 @@ def table_objection(stage: Stage, x: Tensor) -> str:
         return f'a {type(stage).__name__} has maps of several shapes, or an equation of its own'
     return (
         _graph_objection(stage)
-        or _input_objection(x)
         or layers_objection(stage.nodes, stage.first_reads_input, stage.training)
+        or _input_objection(x)
     )
 
 

@@ -59,7 +59,7 @@ class GraphStage(TakesOffsets, Stage):
         self.first_reads_input = first_reads_input
         if self.entry_is_unread and not connectivity.needs_context:
             self.entry = nn.Identity()
-        self.map_index = [list(wiring.preds(node)) for node in range(wiring.num_nodes)]
+        self.map_index = tuple(wiring.preds(node) for node in range(wiring.num_nodes))
         self.transitions = nn.ModuleList()
         self.transitions_of: list[list[int]] = [[] for _ in range(wiring.num_nodes)]
         self.clear_offsets()
