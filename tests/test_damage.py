@@ -17,7 +17,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 import timm_topo
-from timm_topo.analysis.damage import damage_edges, damage_nodes, is_connected, nodes_to_damage
+from timm_topo.analysis.damage import (
+    FRACTIONS,
+    damage_edges,
+    damage_nodes,
+    is_connected,
+    nodes_to_damage,
+)
 from timm_topo.analysis.prune import (
     DisconnectedError,
     edge_mask,
@@ -32,7 +38,7 @@ from timm_topo.data import load_dataset
 from timm_topo.generators import complete, random, sequential
 from timm_topo.stages import adjacency, graph_stages
 from timm_topo.training import damage as damage_module
-from timm_topo.training.damage import FRACTIONS, Damage
+from timm_topo.training.damage import Damage
 from timm_topo.training.evaluate import (
     accuracy,
     eval_loader,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..extras import needs
 from ..stages import GraphStage, evaluation_mode
 
 __all__ = ['Flops', 'Latency', 'count_flops', 'count_parameters', 'input_size_of', 'latency']
@@ -112,13 +113,10 @@ def fvcore_nn():
     Raises:
         ImportError: fvcore is missing.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore', FutureWarning)
-            import fvcore.nn
-            import fvcore.nn.precise_bn
-    except ImportError as error:
-        raise ImportError(f'{error}: pip install timm-topo[analysis]') from None
+    with warnings.catch_warnings(), needs('timm-topo[analysis]'):
+        warnings.simplefilter('ignore', FutureWarning)
+        import fvcore.nn
+        import fvcore.nn.precise_bn
     return fvcore.nn
 
 
