@@ -11,8 +11,9 @@ from detectron2.modeling import Backbone
 from torch import Tensor, nn
 
 from timm_topo.checkpoint import graphs_of
+from timm_topo.executors import record_adjacency
 from timm_topo.sparsity import check_sparsity, check_sparsity_weight, sparsity_loss
-from timm_topo.stages import GraphStage, graph_stages, record_adjacency
+from timm_topo.stages import Stage, graph_stages
 
 from .network import choose_levels, create_network, cut, modules_until
 from .norm import convert_norm, freeze_modules, frozen_names
@@ -165,7 +166,7 @@ class TopoBackbone(Backbone):
     def _set_sparsity(self, model: nn.Module, weight: float, kind: str | None) -> None:
         self.sparsity_weight = check_sparsity_weight(weight)
         self.sparsity = check_sparsity(kind or getattr(model, 'sparsity', 'none'))
-        stages = [module for module in model.modules() if isinstance(module, GraphStage)]
+        stages = [module for module in model.modules() if isinstance(module, Stage)]
         self.routed = any(stage.needs_context for stage in stages)
         self._losses = {}
         if not self.sparsity_weight:

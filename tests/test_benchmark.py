@@ -14,16 +14,16 @@ from torch import nn
 
 from timm_topo.analysis import benchmark
 from timm_topo.analysis.benchmark import SUITES, markdown, suite, write_json
-from timm_topo.analysis.executors import as_floor, as_naive
 from timm_topo.analysis.memory import keep_freed_memory, peak_memory, saved_memory
 from timm_topo.analysis.prune import prune
+from timm_topo.executors import naive_sum, nodes_alone
 from timm_topo.stages import graph_stages
 
 
 @pytest.mark.parametrize('name', ['test_toponet', 'test_dagnet', 'test_randwire', 'toporesnet20'])
 def test_the_naive_loop_is_the_network(name, randomise):
     model = randomise(timm.create_model(name, num_classes=5)).double()
-    naive, x = as_naive(model), torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    naive, x = naive_sum(model), torch.randn(2, 3, 64, 64, dtype=torch.float64)
     torch.testing.assert_close(naive.eval()(x), model.eval()(x))
     for one in (model, naive):
         one(x).square().mean().backward()
@@ -40,7 +40,7 @@ def test_the_floor_is_the_nodes_one_after_another(name, randomise):
             nn.init.uniform_(parameter)
     model = prune(model, fraction=0.5, relative=True)[0]
     x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
-    floor = as_floor(model).train()
+    floor = nodes_alone(model).train()
     floor(x).square().mean().backward()
     assert all(p.grad is not None for stage in graph_stages(floor).values()
                for p in stage.nodes.parameters())  # fmt: skip
@@ -48,7 +48,7 @@ def test_the_floor_is_the_nodes_one_after_another(name, randomise):
     for stage in graph_stages(expected).values():
         first = [] if stage.raw_entry else [stage.entry]
         stage.forward = nn.Sequential(*first, *stage.nodes).forward
-    torch.testing.assert_close(as_floor(model).train()(x), expected(x))
+    torch.testing.assert_close(nodes_alone(model).train()(x), expected(x))
 
 
 @pytest.mark.parametrize('name', ['test_toponet', 'test_dagnet'])
@@ -62,13 +62,13 @@ def test_the_floor_of_a_complete_graph_is_the_network_of_its_last_edges(name, ra
         rule = stage.connectivity
         rule.forward = lambda node, *_, w=weights, r=rule: w[r.spans[node][0] : r.spans[node][1]]
     x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
-    torch.testing.assert_close(as_floor(model)(x), model(x))
+    torch.testing.assert_close(nodes_alone(model)(x), model(x))
 
 
 def test_the_floor_of_nodes_that_change_the_shape_runs():
     """A second node that reads the stage input has no map of that shape before it."""
     model = timm.create_model('test_randwire', num_classes=5)
-    floor = as_floor(model).train()
+    floor = nodes_alone(model).train()
     floor(torch.randn(2, 3, 64, 64)).square().mean().backward()
     for stage in graph_stages(floor).values():
         count = stage.wiring.num_nodes
@@ -81,7 +81,7 @@ def test_the_floor_of_nodes_that_change_the_shape_runs():
 def test_what_is_no_sum_of_maps_has_no_naive_form(name):
     options = {'connectivity': 'router'} if name == 'test_toponet' else {}
     with pytest.raises(ValueError, match='only static sums over maps have a naive form'):
-        as_naive(timm.create_model(name, **options))
+        naive_sum(timm.create_model(name, **options))
 
 
 def test_saved_memory_counts_every_storage_once():

@@ -7,10 +7,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from timm_topo.stages.blocks import blocks
 
 from timm_topo.generators import random
 from timm_topo.stages import reuse, table
-from timm_topo.stages.blocks import blocks
 
 
 @settings(max_examples=100)

@@ -29,7 +29,8 @@ from timm_topo.checkpoint import FORMAT
 from timm_topo.cli import COMMANDS, main
 from timm_topo.connectivity.router import RouterConnectivity
 from timm_topo.data import load_dataset
-from timm_topo.stages import adjacency, graph_stages
+from timm_topo.executors import adjacency
+from timm_topo.stages import graph_stages
 from timm_topo.training import damage as damage_module
 from timm_topo.training.evaluate import accuracy, eval_loader, evaluate, image_batches
 from timm_topo.training.loop import train

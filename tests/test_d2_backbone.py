@@ -13,7 +13,8 @@ from torch import nn
 
 import timm_topo
 from timm_topo.analysis.prune import mask_edges, prune
-from timm_topo.stages import adjacency, graph_stages
+from timm_topo.executors import adjacency
+from timm_topo.stages import graph_stages
 
 pytest.importorskip(
     'detectron2',

@@ -11,8 +11,9 @@ from timm_topo.analysis.export import export_onnx
 from timm_topo.analysis.prune import edge_weights, freeze_edge_weights, prune, retrainable
 from timm_topo.connectivity.fixed import FixedConnectivity
 from timm_topo.connectivity.router import RouterConnectivity, set_tau
+from timm_topo.executors import adjacency
 from timm_topo.nodes import ConvNorm
-from timm_topo.stages import adjacency, graph_stages
+from timm_topo.stages import graph_stages
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*re-wired is another function')
 DGNETS = timm.list_models('dgnet_*')

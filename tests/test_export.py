@@ -15,7 +15,8 @@ import timm_topo  # noqa: F401  registers the models
 from timm_topo.analysis import export
 from timm_topo.analysis.export import export_graphml, export_onnx
 from timm_topo.analysis.prune import edge_weights, freeze_edge_weights, prune
-from timm_topo.stages import adjacency, graph_stages
+from timm_topo.executors import adjacency
+from timm_topo.stages import graph_stages
 
 SIZE = (3, 16, 16)
 

@@ -12,19 +12,19 @@ import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from timm_topo.stages.blocks import blocks
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from timm_topo.analysis.executors import as_naive
 from timm_topo.analysis.memory import saved_memory
 from timm_topo.analysis.prune import prune
 from timm_topo.connectivity import build_connectivity
+from timm_topo.executors import naive_sum
 from timm_topo.generators import complete, random, residual, sequential
 from timm_topo.nodes import NODES
 from timm_topo.stages import GraphStage, graph_stages, lean, reuse, table
 from timm_topo.stages import graph_stage as module
-from timm_topo.stages.blocks import blocks
 
 ROOT = Path(__file__).parents[1]
 RULES = ['alpha', 'tanh', 'fixed', {'name': 'alpha', 'weigh_sole': False}]
@@ -508,7 +508,7 @@ def test_the_naive_loop_of_the_benchmark_agrees(wiring):
     model = timm.create_model(
         'test_toponet', num_nodes=None, wiring=[wiring], widths=(16,), strides=(2,)
     )
-    naive = as_naive(model)
+    naive = naive_sum(model)
     images = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(naive.eval()(images), model.eval()(images), rtol=1e-4, atol=1e-4)
 

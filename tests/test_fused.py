@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from timm_topo.stages import GraphStage, aggregate, graph_stages, lean, set_fused_aggregate, trial
+from timm_topo.executors import set_triton_kernels
+from timm_topo.stages import GraphStage, aggregate, graph_stages, lean, trial
 from timm_topo.stages.aggregate import aggregate_reference, is_fused, make_table
 
 pytest.importorskip('triton', '3.2', reason='Triton 3.2 or newer is not installed')
@@ -19,9 +20,9 @@ DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 
 @pytest.fixture(autouse=True)
 def fused():
-    set_fused_aggregate()
+    set_triton_kernels()
     yield
-    set_fused_aggregate(None)
+    set_triton_kernels(None)
 
 
 def gradients(run, inputs: list[Tensor], weights: Tensor) -> list[Tensor]:
@@ -156,7 +157,7 @@ def test_networks_in_tables_are_the_same(name, layout, randomise, monkeypatch):
     monkeypatch.setattr(GraphStage, 'run_lean', lambda *args: calls.append(1) or inner(*args))
     results = []
     for one in (model, plain):
-        set_fused_aggregate(one is model)
+        set_triton_kernels(one is model)
         output = one.train()(images)
         output.square().sum().backward()
         with torch.no_grad():
@@ -345,7 +346,7 @@ def test_tables_are_not_for_autocast_without_the_kernels():
     x = torch.randn(2, 16, 16, 16, device=DEVICE)
     with torch.autocast(DEVICE, torch.bfloat16):
         assert model.stages[0].fast_path(x) is not None
-        set_fused_aggregate(False)
+        set_triton_kernels(False)
         assert model.stages[0].fast_path(x) is None
 
 
@@ -377,7 +378,7 @@ def test_networks_are_the_same(name, rule, training, monkeypatch):
     monkeypatch.setattr(fused, 'fused_sum', lambda *args: calls.append(args[2]) or inner(*args))
     results = []
     for one in (model, plain):
-        set_fused_aggregate(one is model)
+        set_triton_kernels(one is model)
         output = one(images)
         output.square().sum().backward()
         results.append([output, *(p.grad for p in one.parameters())])
@@ -410,10 +411,10 @@ def test_traces_hold_plain_operations():
 
 
 def test_without_triton_it_is_refused(monkeypatch):
-    set_fused_aggregate(False)
+    set_triton_kernels(False)
     monkeypatch.setitem(sys.modules, 'triton', None)
     with pytest.raises(ImportError, match=r'needs Triton 3\.2 or newer'):
-        set_fused_aggregate()
+        set_triton_kernels()
     x = torch.ones(1, 1, 1, 1)
     assert not is_fused(x)
     assert aggregate([x], torch.ones(1)).item() == 1
@@ -424,7 +425,7 @@ def test_an_old_triton_is_refused(monkeypatch):
 
     monkeypatch.setattr(triton, '__version__', '3.0.0')
     with pytest.raises(ImportError, match=r'Triton is 3\.0\.0'):
-        set_fused_aggregate()
+        set_triton_kernels()
 
 
 def test_where_triton_does_not_run_it_says_so(monkeypatch):

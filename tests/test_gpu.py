@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 
-from timm_topo.stages import set_fused_aggregate
+from timm_topo.executors import set_triton_kernels
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU here')
 
@@ -23,9 +23,9 @@ NETWORKS = [
 def kernel(request):
     if request.param:
         pytest.importorskip('triton', '3.2', reason='Triton 3.2 or newer is not installed')
-    set_fused_aggregate(request.param)
+    set_triton_kernels(request.param)
     yield
-    set_fused_aggregate(None)
+    set_triton_kernels(None)
 
 
 def results(model, images, dtype=None):

@@ -252,7 +252,7 @@ def _process(rank: int, folder: str) -> None:
     )
     torch.manual_seed(0)
     model = timm.create_model(
-        'test_toponet', num_nodes=(6, 6), widths=(4, 6), strides=(2, 2), stem_width=4,
+        'test_toponet', num_nodes=(6, 6), widths=(8, 8), strides=(2, 2), stem_width=8,
         num_classes=3, norm_layer='layernorm2d', connectivity={'name': 'mask', 'fan_in': 2},
     )  # fmt: skip
     ddp = nn.parallel.DistributedDataParallel(model)
@@ -339,16 +339,6 @@ def test_half_precision_keeps_k():
     rule = masks(complete(9), fan_in=3).half()
     assert rule.pass_weights().dtype == torch.float16
     assert [int(row.sum()) for row in rows(complete(9), rule.pass_weights())][3:] == [3] * 5
-
-
-@pytest.mark.parametrize('training', [False, True])
-def test_it_can_be_scripted(training):
-    rule = masks(complete(7), fan_in=3).train(training)
-    torch.manual_seed(0)
-    expected = [rule(node) for node in range(1, 7)]
-    scripted = torch.jit.script(rule)
-    torch.manual_seed(0)
-    assert all(torch.equal(scripted(node), expected[node - 1]) for node in range(1, 7))
 
 
 # -- fixed masks ----------------------------------------------------------------------------------

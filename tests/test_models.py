@@ -653,12 +653,6 @@ def test_a_trace_runs_other_batches_and_sizes(model):
     torch.testing.assert_close(traced(x), model(x))
 
 
-@pytest.mark.filterwarnings('ignore:.*torch.jit')
-def test_a_script_equals_the_model(model):
-    x = torch.randn(3, 3, 64, 64)
-    torch.testing.assert_close(torch.jit.script(model)(x), model(x))
-
-
 def test_fx_traces_the_model(model):
     x = torch.randn(3, 3, 64, 64)
     torch.testing.assert_close(torch.fx.symbolic_trace(model)(x), model(x))

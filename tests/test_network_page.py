@@ -26,8 +26,9 @@ from timm_topo.analysis.report import Report
 from timm_topo.analysis.routing import routing
 from timm_topo.connectivity.mask import MaskConnectivity
 from timm_topo.connectivity.router import RouterConnectivity, set_tau
+from timm_topo.executors import adjacency
 from timm_topo.generators import complete
-from timm_topo.stages import adjacency, graph_stages
+from timm_topo.stages import graph_stages
 
 HOSTILE = '<script>alert("1")</script> & \'more\' --> ]]>'
 SIZES = dict(widths=(4, 6), strides=(1, 2), stem_width=4, stem_kernel=3, num_classes=3)

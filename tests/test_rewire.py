@@ -912,12 +912,10 @@ def test_a_new_classifier_is_timms(name):
     assert network(image()).shape == (2, network.num_features)
 
 
-@pytest.mark.filterwarnings('ignore:.*torch.jit')
 @pytest.mark.parametrize('name', ['mobilenetv2_050', 'resnetv2_18', 'resnet26d', 'convnext_atto'])
-def test_scripts_and_exports_equal_the_network(name):
+def test_exports_equal_the_network(name):
     network = set_weights(quietly(plain(name)))
     x = image()
-    torch.testing.assert_close(torch.jit.script(network)(x), network(x))
     program = torch.export.export(network, (x,)).module()
     torch.testing.assert_close(program(x), network(x))
 

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 import timm_topo
 from timm_topo.connectivity import build_connectivity
 from timm_topo.connectivity.router import RouterConnectivity, set_tau
+from timm_topo.executors import adjacency, record_adjacency
 from timm_topo.generators import complete, random
-from timm_topo.stages import GraphStage, adjacency, record_adjacency
+from timm_topo.stages import GraphStage
 from timm_topo.wiring import Wiring
 
 CHANNELS = 4
@@ -411,7 +412,7 @@ def test_a_network_can_skip_every_node():
 
 @pytest.mark.parametrize('tau', [0.0, 0.5, 0.8])
 @pytest.mark.filterwarnings('ignore:.*torch.jit', 'ignore:Converting a tensor')
-def test_traced_scripted_and_compiled_networks_close_the_same_edges(tau):
+def test_traced_and_compiled_networks_close_the_same_edges(tau):
     """They run every node and mask, for want of a decision per image."""
     stage = make_stage(complete(5), raw_entry=True, tau=tau).eval()
     x = torch.randn(4, 3, 5, 5, dtype=torch.float64)
@@ -419,7 +420,6 @@ def test_traced_scripted_and_compiled_networks_close_the_same_edges(tau):
         expected = stage(x)
         batch = torch.export.Dim('batch')
         forms = {
-            'scripted': torch.jit.script(stage),
             'traced': torch.jit.trace(stage, x[:2], check_trace=False),
             'compiled': torch.compile(stage, backend='eager', fullgraph=True),
             'exported': torch.export.export(stage, (x[:2],), dynamic_shapes=({0: batch},)).module(),

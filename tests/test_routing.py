@@ -12,8 +12,9 @@ import timm_topo
 from timm_topo.analysis.cost import latency
 from timm_topo.analysis.routing import class_offsets, routing, routing_metrics
 from timm_topo.connectivity.router import RouterConnectivity, set_tau
+from timm_topo.executors import adjacency, record_adjacency
 from timm_topo.sparsity import edge_penalty, sparsity_loss
-from timm_topo.stages import adjacency, graph_stages, record_adjacency
+from timm_topo.stages import graph_stages
 from timm_topo.task import TopoTask
 from timm_topo.training.loop import train
 from timm_topo.training.options import parse_args

@@ -294,13 +294,6 @@ def test_a_network_with_constants_is_exported(name, network, tmp_path):
         export_onnx(model, tmp_path / 'net.onnx', SIZE)
 
 
-@pytest.mark.filterwarnings('ignore:.*torch.jit')
-@pytest.mark.parametrize('name', ['toponet', 'whole network'])
-def test_a_network_with_constants_is_scripted(name, network):
-    model = starved(network(name))
-    torch.testing.assert_close(torch.jit.script(model)(images()), model(images()), **EXACT)
-
-
 def test_from_scratch_there_are_no_constants(network):
     model = starved(network('toponet'))
     assert any(isinstance(module, Offset) for module in model.modules())

@@ -3,10 +3,11 @@
 Importing this package registers its models: ``timm.create_model('toponet_adaptive')``.
 """
 
-from . import models  # registers the models
+from . import executors, models  # register themselves
 from .checkpoint import load, save
+from .executors import adjacency
 from .models import rewire, unwire
-from .stages import adjacency
+from .stages import explain
 from .version import __version__
 from .wiring import Wiring
 
@@ -14,6 +15,8 @@ __all__ = [
     'Wiring',
     '__version__',
     'adjacency',
+    'executors',
+    'explain',
     'load',
     'models',
     'rewire',

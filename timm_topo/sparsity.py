@@ -6,7 +6,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from .stages import GraphStage, graph_stages
+from .stages import Stage, graph_stages
 from .wiring import Wiring
 
 __all__ = ['SPARSITY', 'check_sparsity', 'check_sparsity_weight', 'edge_penalty', 'sparsity_loss']
@@ -64,7 +64,7 @@ def sparsity_loss(
         model: Any module with graph stages.
         kind: One of :data:`SPARSITY`; by default the model's own ``sparsity``.
         adjacency: For weights that depend on the image, those of a batch, ``(B, N, N)`` by stage
-            name, as from :func:`timm_topo.stages.record_adjacency`; their mean over the batch
+            name, as from :func:`timm_topo.executors.record_adjacency`; their mean over the batch
             counts.
 
     Raises:
@@ -78,7 +78,7 @@ def sparsity_loss(
     return sum(_stage_loss(s, kind, (adjacency or {}).get(n)) for n, s in stages.items())
 
 
-def _stage_loss(stage: GraphStage, kind: str, adjacency: Tensor | None) -> Tensor:
+def _stage_loss(stage: Stage, kind: str, adjacency: Tensor | None) -> Tensor:
     if stage.needs_context and adjacency is not None:
         sources, targets = zip(*stage.wiring.edges)
         weights = adjacency[:, targets, sources].abs().mean(0)

@@ -2,13 +2,13 @@
 
 import logging
 from contextlib import nullcontext
-from typing import Dict
 
 from timm.task import ClassificationTask
 from torch import Tensor, nn
 
+from .executors import record_adjacency
 from .sparsity import check_sparsity, sparsity_loss
-from .stages import graph_stages, record_adjacency
+from .stages import graph_stages
 
 __all__ = ['TopoTask']
 
@@ -47,7 +47,7 @@ class TopoTask(ClassificationTask):
             device_ids = None
         return super().prepare_distributed(device_ids, **ddp_kwargs)
 
-    def forward(self, input: Tensor, target: Tensor) -> Dict[str, Tensor]:
+    def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
         """One batch.
 
         Args:

@@ -1,4 +1,4 @@
-"""The yardstick: our executor beside plain networks, a naive loop and no aggregation at all.
+"""Our executors beside plain networks, a naive sum and nodes alone.
 
 Everything is a ratio within one process: networks run in turn, round by round, so that what else
 the machine does hits all alike.
@@ -18,10 +18,10 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from ..executors import BASELINES, Using, naive_sum, nodes_alone, set_triton_kernels
 from ..generators import complete
-from ..stages import graph_stages, set_fused_aggregate
+from ..stages import graph_stages
 from .cost import Latency, latency
-from .executors import EXECUTORS, as_floor, as_naive
 from .memory import peak_memory, saved_memory
 from .prune import prune
 
@@ -90,22 +90,22 @@ def _beside(plain: str, name: str) -> dict[str, nn.Module]:
     return {
         plain: timm.create_model(plain),
         name: model,
-        f'{name}, naive loop': as_naive(model),
-        f'{name}, nodes alone': as_floor(model),
+        f'{name}, naive sum': naive_sum(model),
+        f'{name}, nodes alone': nodes_alone(model),
     }
 
 
 def _main(rounds: int, device: str) -> list[dict]:
-    """(1) and (2): TopoNet and ResNet-50, our executor, a naive loop and no aggregation."""
+    """(1) and (2): TopoNet and ResNet-50, our executors, a naive sum and nodes alone."""
     models = _beside(_PLAIN, _MAIN)
-    _check_equal(models[_MAIN], models[f'{_MAIN}, naive loop'], (2, 3, 64, 64))
+    _check_equal(models[_MAIN], models[f'{_MAIN}, naive sum'], (2, 3, 64, 64))
     return _timed('8 images of 224 px', models, (8, 3, 224, 224), rounds, device)
 
 
 def _cifar(rounds: int, device: str) -> list[dict]:
     """The same at CIFAR size."""
     models = _beside(_SMALL_PLAIN, _SMALL)
-    _check_equal(models[_SMALL], models[f'{_SMALL}, naive loop'], (2, 3, 32, 32))
+    _check_equal(models[_SMALL], models[f'{_SMALL}, naive sum'], (2, 3, 32, 32))
     return _timed('128 images of 32 px', models, (128, 3, 32, 32), rounds, device)
 
 
@@ -133,7 +133,7 @@ def _pruned(rounds: int, device: str) -> list[dict]:
     shape = (8, 3, 224, 224)
     rows = _timed('8 images of 224 px', {_MAIN: model, **smaller}, shape, rounds, device)
     for label, network in smaller.items():
-        models = {'its nodes alone': as_floor(network), label: network}
+        models = {'its nodes alone': nodes_alone(network), label: network}
         rows += _timed(label, models, shape, rounds, device)
     return rows
 
@@ -145,13 +145,14 @@ def _memory(rounds: int, device: str) -> list[dict]:
         (_PLAIN, _MAIN, (8, 3, 224, 224)), (_SMALL_PLAIN, _SMALL, (128, 3, 32, 32))
     ):  # fmt: skip
         unit = None
-        for label, network, executor in (
+        for label, network, baseline in (
             (plain, plain, 'ours'), (name, name, 'ours'),
-            (f'{name}, naive loop', name, 'naive'), (f'{name}, nodes alone', name, 'floor'),
+            (f'{name}, naive sum', name, 'naive sum'),
+            (f'{name}, nodes alone', name, 'nodes alone'),
         ):  # fmt: skip
-            model = EXECUTORS[executor](timm.create_model(network))
+            model = BASELINES[baseline](timm.create_model(network))
             saved = saved_memory(model.to(device), torch.randn(shape, device=device)) / 2**20
-            peaks = [peak_memory(network, executor, shape, device) for _ in range(_PROCESSES)]
+            peaks = [peak_memory(network, baseline, shape, device) for _ in range(_PROCESSES)]
             peak = statistics.median(peaks) / 2**20
             unit = unit or (saved, peak)
             rows.append({
@@ -169,7 +170,7 @@ def _growth(rounds: int, device: str) -> list[dict]:
         model = timm.create_model(
             'test_toponet', num_nodes=None, wiring=[complete(nodes)], widths=(64,), strides=(2,)
         )
-        models = {'nodes alone': as_floor(model), 'ours': model, 'naive loop': as_naive(model)}
+        models = {label: BASELINES[label](model) for label in ('nodes alone', 'ours', 'naive sum')}
         edges, size = complete(nodes).num_edges, (8, 3, 64, 64)
         rows += _timed(f'{nodes} nodes, {edges} edges', models, size, rounds, device)
     for of, batch, pixels in (('batch', 1, 128), ('batch', 4, 128), ('batch', 16, 128),
@@ -224,10 +225,8 @@ def _in_turn(of: str, jobs: dict[str, Callable], rounds: int) -> list[dict]:
 def _compile(rounds: int, device: str) -> list[dict]:
     """torch.compile beside the executor, on a small network; its first calls, too."""
     model = timm.create_model(_TINY).to(device)
-    by_node = copy.deepcopy(model)
-    for stage in graph_stages(by_node).values():
-        stage.fast = False
-    models = {_TINY: model, 'node by node': by_node, 'compiled': torch.compile(model)}
+    by_node = Using(model, 'reference')
+    models = {_TINY: model, 'reference': by_node, 'compiled': torch.compile(model)}
     shape, images = (128, 3, 32, 32), torch.randn(128, 3, 32, 32, device=device)
     rows = []
     for mode in ('forward', 'forward and backward'):
@@ -252,14 +251,16 @@ def _compile(rounds: int, device: str) -> list[dict]:
 class _Cast(nn.Module):
     """A model with its precision, memory layout and kernels."""
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype, last: bool, fused: bool | None = None):
+    def __init__(
+        self, model: nn.Module, dtype: torch.dtype, last: bool, kernels: bool | None = None
+    ):
         super().__init__()
-        self.model, self.dtype, self.fused = model, dtype, fused
+        self.model, self.dtype, self.kernels = model, dtype, kernels
         self.layout = torch.channels_last if last else torch.contiguous_format
         self.model.to(memory_format=self.layout)
 
     def forward(self, x: Tensor) -> Tensor:
-        set_fused_aggregate(self.fused)
+        set_triton_kernels(self.kernels)
         x = x.contiguous(memory_format=self.layout)
         with torch.autocast(x.device.type, self.dtype, enabled=self.dtype != torch.float32):
             return self.model(x).float()
@@ -277,7 +278,7 @@ def _gpu(rounds: int, device: str) -> list[dict]:
             _PLAIN: _Cast(timm.create_model(_PLAIN), dtype, last),
             _MAIN: _Cast(ours, dtype, last),
             f'{_MAIN}, without kernels': _Cast(copy.deepcopy(ours), dtype, last, False),
-            f'{_MAIN}, nodes alone': _Cast(as_floor(ours), dtype, last),
+            f'{_MAIN}, nodes alone': _Cast(nodes_alone(ours), dtype, last),
         }
         rows += _on_gpu(f'{str(dtype)[6:]}, {_layout(last)}', models, rounds, device)
     return rows
@@ -311,7 +312,7 @@ def _on_gpu(of: str, models: dict, rounds: int, device: str) -> list[dict]:
                 peak = _gpu_memory(models[row['network']], images, training)
                 row['peak GiB'] = round(peak / 2**30, 2)
     finally:
-        set_fused_aggregate(None)
+        set_triton_kernels(None)
     return rows
 
 
@@ -328,7 +329,7 @@ def _gpu_memory(model: nn.Module, images: Tensor, training: bool) -> int:
 
 
 def _check_equal(model: nn.Module, other: nn.Module, shape: Sequence[int]) -> None:
-    """Values and gradients of two executors of the same network, in float64.
+    """Values and gradients of one network run in two ways, in float64.
 
     Raises:
         RuntimeError: They differ.
@@ -341,7 +342,7 @@ def _check_equal(model: nn.Module, other: nn.Module, shape: Sequence[int]) -> No
         results.append([output.detach(), *(p.grad for p in one.parameters())])
     for mine, theirs in zip(*results):
         if not torch.allclose(mine, theirs, rtol=1e-6, atol=1e-9 * theirs.abs().max().item()):
-            raise RuntimeError('the naive loop computes something else: the benchmark is void')
+            raise RuntimeError('the naive sum computes something else: the benchmark is void')
 
 
 #: What can be measured, by name.

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..executors import evaluation_mode
 from ..extras import needs
-from ..stages import GraphStage, evaluation_mode
+from ..stages import Stage
 
 __all__ = ['Flops', 'Latency', 'count_flops', 'count_parameters', 'input_size_of', 'latency']
 
@@ -84,8 +85,8 @@ def count_flops(model: nn.Module, input_size: Sequence[int] | None = None) -> Fl
         edges.append(int(in_degree * weighted_sum[0].numel()))  # each edge multiplies such a map
 
     hooks = []
-    for stage in (module for module in model.modules() if isinstance(module, GraphStage)):
-        *by_node, last = stage.multiplies()
+    for stage in (module for module in model.modules() if isinstance(module, Stage)):
+        *by_node, last = stage.edge_macs()
         for node, degree in zip(stage.nodes, by_node):
             hooks.append(node.register_forward_pre_hook(lambda _, x, d=degree: count(x[0], d)))
         hooks.append(stage.register_forward_hook(lambda _, x, y, d=last: count(y, d)))

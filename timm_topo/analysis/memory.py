@@ -11,7 +11,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from .executors import EXECUTORS
+from ..executors import BASELINES
 
 __all__ = ['keep_freed_memory', 'peak_memory', 'saved_memory']
 
@@ -58,7 +58,7 @@ def saved_memory(model: nn.Module, images: Tensor) -> int:
     return sum(kept.values())
 
 
-def peak_memory(name: str, executor: str, shape: Sequence[int], device: str = 'cpu') -> int:
+def peak_memory(name: str, baseline: str, shape: Sequence[int], device: str = 'cpu') -> int:
     """Growth of the memory of a new process at its peak in training, in bytes.
 
     The most of several steps, gradients of parameters included. On CPU: of the resident memory, so
@@ -67,20 +67,20 @@ def peak_memory(name: str, executor: str, shape: Sequence[int], device: str = 'c
 
     Args:
         name: A registered model.
-        executor: One of :data:`timm_topo.analysis.executors.EXECUTORS`.
+        baseline: One of :data:`timm_topo.executors.BASELINES`.
         shape: Of the images, ``(B, C, H, W)``.
         device: Where to train.
     """
     program = 'import sys, timm_topo.analysis.memory as m; print(m._peak(*sys.argv[1:]))'
     done = subprocess.run(
-        [sys.executable, '-c', program, name, executor, json.dumps(tuple(shape)), device],
+        [sys.executable, '-c', program, name, baseline, json.dumps(tuple(shape)), device],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     return int(done.stdout)
 
 
-def _peak(name: str, executor: str, shape: str, device: str) -> int:
-    model = EXECUTORS[executor](timm.create_model(name)).train().to(device)
+def _peak(name: str, baseline: str, shape: str, device: str) -> int:
+    model = BASELINES[baseline](timm.create_model(name)).train().to(device)
     images = torch.randn(json.loads(shape)).to(device)
     model(images[:1]).sum().backward()  # libraries load kernels when they are first used
     model.zero_grad(set_to_none=True)

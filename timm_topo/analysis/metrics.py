@@ -12,7 +12,7 @@ import networkx as nx
 import numpy as np
 
 from ..extras import needs
-from ..stages import GraphStage
+from ..stages import Stage
 from ..wiring import Wiring
 
 __all__ = [
@@ -248,7 +248,7 @@ def characteristics(graph: nx.DiGraph | Wiring, source=None, target=None) -> dic
     }
 
 
-def stage_sizes(stage: GraphStage) -> dict[str, float]:
+def stage_sizes(stage: Stage) -> dict[str, float]:
     """Table 1 of one graph of a network, pruned or not.
 
     Returns:
@@ -270,7 +270,7 @@ def stage_sizes(stage: GraphStage) -> dict[str, float]:
     return row
 
 
-def stage_characteristics(stage: GraphStage) -> dict[str, float]:
+def stage_characteristics(stage: Stage) -> dict[str, float]:
     """Tables 1 and 2: :func:`stage_sizes`, :func:`characteristics` and ``quasi_1d``, 0 or 1."""
     row = {**stage_sizes(stage), **characteristics(stage.wiring)}
     quasi_1d = _is_quasi_1d(row['pca_elongation'], row['edge_connectivity'])

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..connectivity import connectivity_name
-from ..stages import GraphStage, adjacency, graph_stages
+from ..executors import adjacency
+from ..stages import Stage, graph_stages
 from . import plot
 from .cost import Flops, Latency, input_size_of
 from .metrics import stage_characteristics
@@ -119,7 +120,7 @@ def _summary(page: Report, model: nn.Module, stages: Mapping, found: Findings) -
     page.facts(facts)
 
 
-def _stages(page: Report, stages: Mapping[str, GraphStage], weights: Mapping[str, Tensor]) -> None:
+def _stages(page: Report, stages: Mapping[str, Stage], weights: Mapping[str, Tensor]) -> None:
     rows = []
     for name, stage in stages.items():
         row = [name, stage.wiring.num_nodes, sum(stage.level_sizes), stage.wiring.num_edges,
@@ -139,13 +140,13 @@ def _stages(page: Report, stages: Mapping[str, GraphStage], weights: Mapping[str
     )  # fmt: skip
 
 
-def _panel(name: str, stage: GraphStage, weights: Tensor) -> plot.Panel:
+def _panel(name: str, stage: Stage, weights: Tensor) -> plot.Panel:
     levels = stage.levels if stage.levels[-1] else None
     return plot.Panel(name, stage.wiring, weights, stage.node_ids, levels)
 
 
 def _graphs(
-    page: Report, stages: Mapping[str, GraphStage], weights: Mapping[str, Tensor], routed: bool
+    page: Report, stages: Mapping[str, Stage], weights: Mapping[str, Tensor], routed: bool
 ) -> None:
     mean = ' Weights depend on the image: these are means.' if routed else ''
     for name, stage in stages.items():
@@ -168,7 +169,7 @@ def _graphs(
         )
 
 
-def _weights(page: Report, stages: Mapping[str, GraphStage], weights: Mapping[str, Tensor]) -> None:
+def _weights(page: Report, stages: Mapping[str, Stage], weights: Mapping[str, Tensor]) -> None:
     page.section('Edge weights')
     for names in _parts(list(stages), plot.MOST_SERIES):
         page.figure(
@@ -191,7 +192,7 @@ def _weights(page: Report, stages: Mapping[str, GraphStage], weights: Mapping[st
         )
 
 
-def _stored(stage: GraphStage, weights: Tensor) -> dict[str, Tensor]:
+def _stored(stage: Stage, weights: Tensor) -> dict[str, Tensor]:
     """One number per edge that is not the weight itself: masks, arguments of tanh."""
     values = {name: getattr(stage.connectivity, name) for name in stage.connectivity.per_edge}
     return {
@@ -202,7 +203,7 @@ def _stored(stage: GraphStage, weights: Tensor) -> dict[str, Tensor]:
     }  # fmt: skip
 
 
-def _degrees(page: Report, stages: Mapping[str, GraphStage], weights: Mapping[str, Tensor]) -> None:
+def _degrees(page: Report, stages: Mapping[str, Stage], weights: Mapping[str, Tensor]) -> None:
     page.section('Degrees')
     for names in _parts(list(stages), plot.MOST_SERIES):
         given = [weights.get(name, torch.ones(stages[name].wiring.num_edges)) for name in names]
@@ -214,7 +215,7 @@ def _degrees(page: Report, stages: Mapping[str, GraphStage], weights: Mapping[st
         )
 
 
-def _characteristics(page: Report, stages: Mapping[str, GraphStage]) -> None:
+def _characteristics(page: Report, stages: Mapping[str, Stage]) -> None:
     page.section('Characteristics')
     columns = {name: stage_characteristics(stage) for name, stage in stages.items()}
     names = dict.fromkeys(key for row in columns.values() for key in row)
@@ -231,9 +232,7 @@ def _characteristics(page: Report, stages: Mapping[str, GraphStage]) -> None:
 # -- what it does ---------------------------------------------------------------------------------
 
 
-def _routes(
-    page: Report, model: nn.Module, stages: Mapping[str, GraphStage], found: Findings
-) -> None:
+def _routes(page: Report, model: nn.Module, stages: Mapping[str, Stage], found: Findings) -> None:
     page.section('Images')
     metrics = routing_metrics(found.routes)
     page.facts(
@@ -284,7 +283,7 @@ def _routes(
 
 
 def _extremes(
-    page: Report, name: str, stage: GraphStage, found: Findings, matrices: Mapping[str, Tensor]
+    page: Report, name: str, stage: Stage, found: Findings, matrices: Mapping[str, Tensor]
 ) -> None:
     """The images whose ways through the network differ most, and their ways."""
     flat = torch.cat([value.flatten(1) for value in matrices.values()], 1)
@@ -336,7 +335,7 @@ def _damage(page: Report, damage: Mapping) -> None:
         )
 
 
-def _training(page: Report, stages: Mapping[str, GraphStage], found: Findings) -> None:
+def _training(page: Report, stages: Mapping[str, Stage], found: Findings) -> None:
     page.section('Training')
     if found.training:
         known = set().union(*found.training)

@@ -50,5 +50,4 @@ def set_edge_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> nn.Modu
     for name, stage in stages.items():
         rule = FixedConnectivity(stage.wiring, values[name])
         stage.connectivity = rule.train(stage.training)
-        stage.needs_context = False
     return model

@@ -17,16 +17,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..connectivity import Connectivity
 from ..connectivity.fixed import FixedConnectivity
-from ..stages import (
-    GraphStage,
-    adjacency,
-    evaluation_mode,
-    graph_stages,
-    record_runs,
-    shrink,
-)
+from ..connectivity.masked import MaskedEdges
+from ..executors import adjacency, evaluation_mode, record_runs
+from ..stages import Stage, TakesOffsets, graph_stages, select_edges, shrink
 from ..wiring import Wiring
 from .cost import fvcore_nn, input_size_of
 
@@ -245,34 +239,15 @@ def mask_edges(model: nn.Module, keep: dict[str, Tensor]) -> Iterator[nn.Module]
         model: A model with graph stages.
         keep: Booleans ``(E,)`` by stage name, as from :func:`edge_mask`.
     """
-    rules = [(stage.connectivity, keep[name]) for name, stage in graph_stages(model).items()]
-    before = [{n: vars(rule).get(n) for n in ('forward', 'pass_weights')} for rule, _ in rules]
+    stages = graph_stages(model)
+    rules = {name: stage.connectivity for name, stage in stages.items()}
     try:
-        for rule, kept in rules:
-            rule.forward, rule.pass_weights = _masked(rule, kept)
+        for name, stage in stages.items():
+            stage.connectivity = MaskedEdges(rules[name], keep[name])
         yield model
     finally:
-        for (rule, _), own in zip(rules, before):
-            for name, method in own.items():
-                vars(rule).pop(name, None)
-                if method is not None:  # masked outside, too
-                    vars(rule)[name] = method
-
-
-def _masked(rule: Connectivity, keep: Tensor):
-    """``forward`` and ``pass_weights`` of a rule with some weights taken as zero."""
-    by_node, at_once = rule.forward, rule.pass_weights
-
-    def forward(node: int, *context: Tensor) -> Tensor:
-        start, stop = rule.spans[node]
-        weights = by_node(node, *context)
-        return weights * keep[start:stop].to(weights)
-
-    def pass_weights() -> Tensor:
-        weights = at_once()
-        return weights * keep.to(weights)
-
-    return forward, pass_weights
+        for name, stage in stages.items():
+            stage.connectivity = rules[name]
 
 
 def prune(
@@ -322,7 +297,7 @@ def prune(
     cuts = []
     for name, stage in graph_stages(smaller).items():
         try:
-            cut = stage.select(keep[name].nonzero().flatten().tolist())
+            cut = select_edges(stage, keep[name].nonzero().flatten().tolist())
         except ValueError:
             raise DisconnectedError(
                 f'removing {int((~keep[name]).sum())} of {len(keep[name])} edges of {name} '
@@ -368,7 +343,7 @@ def _check_masks(model: nn.Module, keep: dict[str, Tensor]) -> None:
             )
 
 
-def _describe(name: str, stage: GraphStage, keep: Tensor, cut: GraphStage) -> StageCut:
+def _describe(name: str, stage: Stage, keep: Tensor, cut: Stage) -> StageCut:
     old = stage.wiring
     masked = old.subgraph(edge for edge, stays in zip(old.edges, keep.tolist()) if stays)
     removed = masked.dead_nodes()
@@ -397,7 +372,7 @@ def _fold(
     starved = {cut.name: cut.starved for cut in cuts}
     names = {stage: name for name, stage in graph_stages(model).items()}
 
-    def take(stage: GraphStage, maps: list[Tensor], rows: list[Tensor]) -> dict[int, Tensor]:
+    def take(stage: Stage, maps: list[Tensor], rows: list[Tensor]) -> dict[int, Tensor]:
         return _constants(stage, starved[names[stage]], maps, rows)
 
     with mask_edges(model, keep), record_runs(model, take) as constants:
@@ -417,27 +392,28 @@ def _fold(
 
 
 def _constants(
-    stage: GraphStage, starved: Sequence[int], maps: list[Tensor], rows: list[Tensor]
+    stage: Stage, starved: Sequence[int], maps: list[Tensor], rows: list[Tensor]
 ) -> dict[int, Tensor | None]:
     """By reader, what starved nodes add to its sum, ``(C, h, w)``; None if no constant does."""
     thresholds = stage.connectivity.thresholds() if stage.needs_context else None
-    foldable = stage.takes_offsets and (thresholds is None or not thresholds.any())
+    foldable = isinstance(stage, TakesOffsets) and (thresholds is None or not thresholds.any())
     constants = {}
-    for reader, slots in enumerate(stage.slots):
-        read = [k for k, source in enumerate(stage.preds[reader]) if source in starved]
+    for reader in range(1, stage.wiring.num_nodes):
+        read = [k for k, source in enumerate(stage.wiring.preds(reader)) if source in starved]
         if not read:
             continue
         constants[reader] = None
         if foldable:
             weights = rows[reader - 1].detach().expand(len(maps[-1]), -1)
-            parts = [maps[slots[k]] * weights[:, k, None, None, None] for k in read]
+            index = stage.map_index[reader]
+            parts = [maps[index[k]] * weights[:, k, None, None, None] for k in read]
             first, second = torch.stack(parts).sum(0)[:2]
             if (first - second).abs().max() <= 1e-5 * first.abs().max():
                 constants[reader] = shrink(first)
     return constants
 
 
-def _skips(stage: GraphStage, node: int) -> bool:
+def _skips(stage: Stage, node: int) -> bool:
     """Whether a node without weight on its in-edges is not computed anyway."""
     thresholds = stage.connectivity.thresholds() if stage.needs_context else None
     start, stop = stage.wiring.in_edges[node]
@@ -495,7 +471,6 @@ def freeze_edge_weights(model: nn.Module, images: Tensor | None = None) -> nn.Mo
     weights = edge_weights(model, images)
     for name, stage in graph_stages(model).items():
         stage.connectivity = FixedConnectivity(stage.wiring, weights[name])
-        stage.needs_context = False
     return model
 
 
@@ -520,7 +495,8 @@ def retrainable(model: nn.Module, alpha: str = 'reset', images: Tensor | None = 
     learned = {n: copy.deepcopy(s.connectivity) for n, s in graph_stages(fresh).items()}
     fresh.init_weights()
     for stage in graph_stages(fresh).values():
-        stage.clear_offsets()  # they stood for weights that are no more
+        if isinstance(stage, TakesOffsets):
+            stage.clear_offsets()  # constants of the weights before
     if alpha != 'reset':
         for name, stage in graph_stages(fresh).items():
             stage.connectivity = learned[name]

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..stages import adjacency, graph_stages
+from ..executors import adjacency
+from ..stages import graph_stages
 from ..wiring import Wiring
 
 __all__ = ['StageRouting', 'class_offsets', 'routing', 'routing_metrics']

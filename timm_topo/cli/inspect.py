@@ -14,7 +14,7 @@ from ..analysis.cost import count_flops, count_parameters, input_size_of
 from ..analysis.metrics import characteristics
 from ..analysis.prune import edge_weights
 from ..connectivity import connectivity_name
-from ..stages import GraphStage, graph_stages
+from ..stages import Stage, graph_stages
 from ..training.evaluate import accuracy
 from .common import add_data, add_network, data_of, images_of, network, routed, table
 
@@ -50,9 +50,7 @@ def run(args: argparse.Namespace) -> dict:
     }
 
 
-def describe(
-    name: str, stage: GraphStage, weights: Tensor | None, args: argparse.Namespace
-) -> dict:
+def describe(name: str, stage: Stage, weights: Tensor | None, args: argparse.Namespace) -> dict:
     """One stage."""
     wiring = stage.wiring
     row = {
@@ -85,7 +83,7 @@ def describe(
     return row
 
 
-def _kind(stage: GraphStage) -> str:
+def _kind(stage: Stage) -> str:
     """What the nodes compute."""
     kinds = dict.fromkeys(type(node).__name__ for node in stage.nodes)
     return ', '.join(kinds) or 'none'

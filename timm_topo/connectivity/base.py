@@ -3,11 +3,11 @@
 import copy
 import inspect
 from collections.abc import Callable, Sequence
-from typing import List, Optional
 
 import torch
 from torch import Tensor, nn
 
+from ..watched import watched_any
 from ..wiring import Wiring
 
 _RULES: dict[str, type['Connectivity']] = {}
@@ -31,22 +31,27 @@ class Connectivity(nn.Module):
             is state and does not belong here. Set by rules that have options.
     """
 
-    spans: List[List[int]]
-    preds: List[List[int]]
     per_edge: tuple[str, ...] = ()
     per_source: tuple[str, ...] = ()
     needs_context: bool = False
     decayed: tuple[str, ...] = ()
 
+    def __init_subclass__(cls, **kwargs) -> None:
+        super().__init_subclass__(**kwargs)
+        own = vars(cls)
+        if 'forward' in own and 'pass_weights' not in own:
+            cls.pass_weights = Connectivity.pass_weights
+        elif 'pass_weights' in own and 'forward' not in own:
+            cls.forward = _forward_of_pass
+
     def __init__(self, wiring: Wiring):
         super().__init__()
         self.wiring = wiring
         self.num_edges = wiring.num_edges
-        self.spans = [list(span) for span in wiring.in_edges]  # lists, for TorchScript
-        self.preds = [list(wiring.preds(node)) for node in range(wiring.num_nodes)]
+        self.spans = wiring.in_edges
         self.options = {}
 
-    def forward(self, node: int, context: Optional[Tensor] = None) -> Tensor:
+    def forward(self, node: int, context: Tensor | None = None) -> Tensor:
         """Weights of the in-edges of ``node``, in the order of ``wiring.preds(node)``.
 
         Args:
@@ -62,13 +67,12 @@ class Connectivity(nn.Module):
     def pass_weights(self) -> Tensor:
         """All weights ``(E,)`` as one forward pass reads them, for stages that run many nodes at
         once; of a rule that draws, one draw. Not for weights that depend on the image.
-        """
-        by_node: List[Tensor] = []
-        for node in range(1, len(self.spans)):
-            by_node.append(self.forward(node))
-        return torch.cat(by_node)
 
-    def thresholds(self) -> Optional[Tensor]:
+        A subclass may override ``forward`` alone, ``pass_weights`` alone, or both.
+        """
+        return torch.cat([self(node) for node in range(1, len(self.spans))])
+
+    def thresholds(self) -> Tensor | None:
         """Weights ``(E,)`` below which evaluation closes edges; None: it closes none.
 
         For weights that depend on the image only; the stage does the rest (see
@@ -100,8 +104,7 @@ class Connectivity(nn.Module):
         smaller = copy.deepcopy(self)
         smaller.wiring = wiring
         smaller.num_edges = wiring.num_edges
-        smaller.spans = [list(span) for span in wiring.in_edges]
-        smaller.preds = [list(wiring.preds(node)) for node in range(wiring.num_nodes)]
+        smaller.spans = wiring.in_edges
         node = {new: self.wiring.edges[e][0] for (new, _), e in zip(wiring.edges, edges)}
         nodes = [node[source] for source in range(wiring.num_nodes - 1)] if self.per_source else []
         for names, picks in ((self.per_edge, edges), (self.per_source, nodes)):
@@ -118,6 +121,27 @@ class Connectivity(nn.Module):
         return f'num_edges={self.num_edges}'
 
 
+def _forward_of_pass(self, node: int, context: Tensor | None = None) -> Tensor:
+    """``forward`` of a rule that overrides ``pass_weights`` alone; of a rule that draws, a draw
+    per node.
+    """
+    start, stop = self.spans[node]
+    return self.pass_weights()[start:stop]
+
+
+def all_weights(rule: Connectivity) -> Tensor:
+    """``rule.pass_weights()``; node by node through the module, where its call is watched."""
+    return Connectivity.pass_weights(rule) if watched_any((rule,)) else rule.pass_weights()
+
+
+def as_output(weights: Tensor) -> Tensor:
+    """``weights`` as a module may return them: without gradients, no view of a parameter.
+
+    Such a view claims to need a gradient under ``no_grad``, which confuses trackers of modules.
+    """
+    return weights if torch.is_grad_enabled() else weights.detach()
+
+
 class StaticConnectivity(Connectivity):
     """Partial contract: weight = squash(alpha), the same for every image. Implement ``squash``.
 
@@ -131,12 +155,12 @@ class StaticConnectivity(Connectivity):
         """Elementwise map from what is stored to what multiplies the features."""
         raise NotImplementedError
 
-    def forward(self, node: int, context: Optional[Tensor] = None) -> Tensor:
-        span = self.spans[node]
-        return self.squash(self.alpha[span[0] : span[1]])
+    def forward(self, node: int, context: Tensor | None = None) -> Tensor:
+        start, stop = self.spans[node]
+        return as_output(self.squash(self.alpha[start:stop]))
 
     def pass_weights(self) -> Tensor:
-        return self.squash(self.alpha)
+        return as_output(self.squash(self.alpha))
 
     def edge_weights(self) -> Tensor:
         return self.squash(self.alpha)
@@ -196,9 +220,9 @@ def build_connectivity(
     if not (isinstance(spec, type) and issubclass(spec, Connectivity)):
         raise TypeError(f'a connectivity is a name, a dict with a name or a class, got {spec!r}')
     signature = inspect.signature(spec)
-    if channels is not None and 'channels' in signature.parameters:
-        if options.setdefault('channels', channels) != channels:
-            raise ValueError(f'channels={options["channels"]!r} for maps of {channels} channels')
+    given = channels is not None and 'channels' in signature.parameters
+    if given and options.setdefault('channels', channels) != channels:
+        raise ValueError(f'channels={options["channels"]!r} for maps of {channels} channels')
     try:
         signature.bind(wiring, **options)
     except TypeError as error:

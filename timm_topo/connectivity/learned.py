@@ -2,13 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from typing import List, Optional
 
 import torch
 from torch import Tensor, nn
 
 from ..wiring import Wiring
-from .base import StaticConnectivity, register_connectivity
+from .base import StaticConnectivity, as_output, register_connectivity
 
 
 class LearnedConnectivity(StaticConnectivity):
@@ -35,7 +34,7 @@ class LearnedConnectivity(StaticConnectivity):
     def __init__(
         self,
         wiring: Wiring,
-        init: Optional[float] = None,
+        init: float | None = None,
         weigh_sole: bool = True,
         mean_output: bool = False,
     ):
@@ -58,30 +57,27 @@ class LearnedConnectivity(StaticConnectivity):
             self.starts.append(counts[unlearned])
             counts[unlearned] += degree
         self.alpha = nn.Parameter(torch.empty(counts[0]), requires_grad=counts[0] > 0)
-        if self.all_learned:
-            self.constant = torch.empty(0)  # no state, but TorchScript looks for it
-        else:
+        if not self.all_learned:
             self.register_buffer('constant', torch.empty(counts[1]))
         self.reset_parameters()
 
-    def forward(self, node: int, context: Optional[Tensor] = None) -> Tensor:
-        span = self.spans[node]
-        start = span[0] if self.all_learned else self.starts[node]
-        stop = start + span[1] - span[0]
-        if not self.all_learned and self.unlearned[node]:
-            return self.constant[start:stop]
-        return self.squash(self.alpha[start:stop])
+    def forward(self, node: int, context: Tensor | None = None) -> Tensor:
+        return as_output(self._weights(node))
 
     def pass_weights(self) -> Tensor:
-        if self.all_learned:
-            return self.squash(self.alpha)
-        by_node: List[Tensor] = []
-        for node in range(1, len(self.spans)):
-            by_node.append(self.forward(node))
-        return torch.cat(by_node)
+        return as_output(self.edge_weights())
 
     def edge_weights(self) -> Tensor:
-        return self.pass_weights()
+        if self.all_learned:
+            return self.squash(self.alpha)
+        return torch.cat([self._weights(node) for node in range(1, len(self.spans))])
+
+    def _weights(self, node: int) -> Tensor:
+        start, stop = self.spans[node]
+        if self.all_learned:
+            return self.squash(self.alpha[start:stop])
+        own = slice(self.starts[node], self.starts[node] + stop - start)
+        return self.constant[own] if self.unlearned[node] else self.squash(self.alpha[own])
 
     def select(self, wiring: Wiring, edges: Sequence[int]) -> 'LearnedConnectivity':
         if self.all_learned:
@@ -110,7 +106,7 @@ class LearnedConnectivity(StaticConnectivity):
     def reset_parameters(self) -> None:
         """Set every edge weight to ``init``, of edges without a parameter to their constant."""
         nn.init.constant_(self.alpha, self._unsquashed_init)
-        if self.constant.numel() > 0:
+        if not self.all_learned:
             nn.init.ones_(self.constant)
             degree = self.wiring.in_degrees[-1]
             if self.options.get('mean_output') and degree > 0:

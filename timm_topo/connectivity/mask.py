@@ -3,7 +3,6 @@
 import logging
 import random
 from collections.abc import Sequence
-from typing import Optional, Union
 
 import torch
 from torch import Tensor, nn
@@ -69,11 +68,11 @@ class MaskConnectivity(Connectivity):
     def __init__(
         self,
         wiring: Wiring,
-        fan_in: Union[int, Sequence[int], None] = None,
-        masks: Union[str, Sequence[int]] = 'learned',
+        fan_in: int | Sequence[int] | None = None,
+        masks: str | Sequence[int] = 'learned',
         seed: int = 0,
         init: float = 0.5,
-        average: Union[bool, Sequence[int]] = False,
+        average: bool | Sequence[int] = False,
         full_output: bool = False,
         centered: bool = False,
     ):
@@ -96,7 +95,7 @@ class MaskConnectivity(Connectivity):
         self.fan_ins = _fan_ins(wiring, fan_in, masks, full_output)
         self.learned = isinstance(masks, str) and masks == 'learned'
         self.given = [] if self.learned else _fixed_masks(wiring, self.fan_ins, masks, seed)
-        self.init, self.centered, self.rarely = float(init), centered, _RARELY
+        self.init, self.centered = float(init), centered
         self.divisors = _divisors(wiring, self.fan_ins, average)
         self.options = {
             'fan_in': list(fan_in) if isinstance(fan_in, (list, tuple)) else fan_in,
@@ -109,18 +108,18 @@ class MaskConnectivity(Connectivity):
             self.mask = nn.Parameter(mask)
         else:
             self.register_buffer('mask', mask)
-        for name in ('slots', 'places', 'limits', 'scale'):
+        for name in ('padded_edges', 'places', 'limits', 'scale'):
             self.register_buffer(name, None, persistent=False)
         self.reset_parameters()
 
-    def forward(self, node: int, context: Optional[Tensor] = None) -> Tensor:
-        span = self.spans[node]
-        mask = self._clipped()[span[0] : span[1]]
+    def forward(self, node: int, context: Tensor | None = None) -> Tensor:
+        own = slice(*self.spans[node])
+        mask = self._clipped()[own]
         active = _ranks(self._keys(mask, self.training)[None]) < self.fan_ins[node]
         gradient = mask - mask.detach()
         if self.centered:
             gradient = gradient - gradient.mean()
-        return (active[0].to(mask.dtype) + gradient) * self.scale[span[0] : span[1]]
+        return (active[0].to(mask.dtype) + gradient) * self.scale[own]
 
     def pass_weights(self) -> Tensor:
         return self._all(self.training)
@@ -132,13 +131,15 @@ class MaskConnectivity(Connectivity):
         """All weights; a row per node, padded to the largest in-degree."""
         mask = self._clipped()
         keys = self._keys(mask, draws)
-        padded = torch.cat([keys, keys.new_full((1,), -1.0)])[self.slots]
+        padded = torch.cat([keys, keys.new_full((1,), -1.0)])[self.padded_edges]
         active = (_ranks(padded) < self.limits).flatten()[self.places]
         gradient = mask - mask.detach()
         if self.centered:
-            sums = torch.cat([gradient, gradient.new_zeros(1)])[self.slots].sum(1, keepdim=True)
-            means = sums / self.slots.lt(self.num_edges).sum(1, keepdim=True).clamp(min=1)
-            gradient = gradient - means.expand_as(self.slots).flatten()[self.places]
+            sums = torch.cat([gradient, gradient.new_zeros(1)])[self.padded_edges].sum(
+                1, keepdim=True
+            )
+            means = sums / self.padded_edges.lt(self.num_edges).sum(1, keepdim=True).clamp(min=1)
+            gradient = gradient - means.expand_as(self.padded_edges).flatten()[self.places]
         return (active.to(mask.dtype) + gradient) * self.scale
 
     def _clipped(self) -> Tensor:
@@ -152,7 +153,7 @@ class MaskConnectivity(Connectivity):
         """What the K largest of are active."""
         keys = mask.detach().float().clamp(0.0, 1.0)
         if draws and self.learned:  # the K largest of m / e, e exponential: K draws one by one
-            keys = (keys + self.rarely) / torch.empty_like(keys).exponential_()
+            keys = (keys + _RARELY) / torch.empty_like(keys).exponential_()
         return keys
 
     def reset_parameters(self) -> None:
@@ -167,14 +168,14 @@ class MaskConnectivity(Connectivity):
     def _lay_out(self) -> None:
         """Buffers that follow: edges of each node, places of each edge, K_j, weight of an edge."""
         width = max(self.wiring.in_degrees)
-        slots, places = [], []
+        padded, places = [], []
         for row, (start, stop) in enumerate(self.spans[1:]):
-            slots.append([*range(start, stop), *[self.num_edges] * (width - stop + start)])
+            padded.append([*range(start, stop), *[self.num_edges] * (width - stop + start)])
             places += range(row * width, row * width + stop - start)
         limits = [[fan_in] for fan_in in self.fan_ins[1:]]
-        self.slots, self.places, self.limits = (
+        self.padded_edges, self.places, self.limits = (
             torch.tensor(values, dtype=torch.long, device=self.mask.device)
-            for values in (slots, places, limits)
+            for values in (padded, places, limits)
         )
         weights = [1 / self.divisors[target] for _, target in self.wiring.edges]
         self.scale = torch.tensor(weights, dtype=self.mask.dtype, device=self.mask.device)
@@ -203,9 +204,9 @@ class MaskConnectivity(Connectivity):
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
         mask = state_dict.get(f'{prefix}mask')
-        if not self.learned and mask is not None and not mask.is_meta:
-            if mask.tolist() != self.given:
-                args[-1].append(f'{prefix}mask: not the fixed masks of this network')
+        fixed = not self.learned and mask is not None and not mask.is_meta
+        if fixed and mask.tolist() != self.given:
+            args[-1].append(f'{prefix}mask: not the fixed masks of this network')
 
     def extra_repr(self) -> str:
         kind = 'learned' if self.learned else 'fixed'

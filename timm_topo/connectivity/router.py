@@ -1,7 +1,6 @@
 """DG-Net: edge weights that each image predicts for itself (Yuan et al., 2020, section 3.3)."""
 
 import math
-from typing import List, Optional
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +74,6 @@ class RouterConnectivity(Connectivity):
             raise ValueError(
                 f'tau={tau} would close every edge, which weigh {router_init} at first'
             )
-        self.largest = _LARGEST  # as an attribute, for TorchScript
         self.temperature = _number('temperature', temperature)
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise ValueError(f'temperature must be finite and > 0, got {temperature}')
@@ -88,36 +86,28 @@ class RouterConnectivity(Connectivity):
         self.tau = nn.Parameter(torch.empty(wiring.num_nodes - 1))
         self.reset_parameters()
 
-    def forward(self, node: int, context: Optional[Tensor] = None) -> Tensor:
-        span = self.spans[node]
+    def forward(self, node: int, context: Tensor | None = None) -> Tensor:
+        start, stop = self.spans[node]
         assert context is not None, 'a router needs the pooled features of the sources'
-        if not torch.jit.is_scripting():
-            _check_context(node, context, span[1] - span[0], self.channels)
-        logits = (context * self.weight[span[0] : span[1]]).sum(-1)
-        weights = torch.sigmoid(logits + self.bias[span[0] : span[1]])
+        _check_context(node, context, stop - start, self.channels)
+        logits = (context * self.weight[start:stop]).sum(-1)
+        weights = torch.sigmoid(logits + self.bias[start:stop])
         if not self.training:
             return weights
-        if torch.jit.is_scripting():  # which knows no gradient but clamp's
-            tau = self.tau.clamp(0.0, self.largest)
-        else:
-            tau = _Within.apply(self.tau, 0.0, self.largest)
-        by_node = tau.unbind(0)
-        tau = torch.stack([by_node[source] for source in self.preds[node]])
+        by_node = _Within.apply(self.tau, 0.0, _LARGEST).unbind(0)
+        tau = torch.stack([by_node[source] for source, _ in self.wiring.edges[start:stop]])
         return weights * torch.sigmoid((weights - tau) / self.temperature)
 
-    def thresholds(self) -> Optional[Tensor]:
+    def thresholds(self) -> Tensor | None:
         """tau of each edge's source, ``(E,)``."""
-        by_node = self.tau.clamp(0.0, self.largest).unbind(0)
-        by_edge: List[Tensor] = []
-        for sources in self.preds:
-            by_edge += [by_node[source] for source in sources]
-        return torch.stack(by_edge)
+        by_node = self.tau.clamp(0.0, _LARGEST).unbind(0)
+        return torch.stack([by_node[source] for source, _ in self.wiring.edges])
 
     def edge_weights(self) -> Tensor:
         raise RuntimeError(
             'the weights of a router depend on the image: average '
             'timm_topo.adjacency(model, images) over images, or, for a loss, hand over the '
-            'timm_topo.stages.record_adjacency of a batch'
+            'timm_topo.executors.record_adjacency of a batch'
         )
 
     def reset_parameters(self) -> None:

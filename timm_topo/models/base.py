@@ -1,8 +1,7 @@
 """What every network with graph stages can do, whoever wrote the rest of it."""
 
-from typing import Callable, Optional, Union
+from collections.abc import Callable
 
-import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import ClassifierHead, get_norm_layer
 from timm.models import named_apply
@@ -26,7 +25,6 @@ class GraphNet:
     sparsity: str = 'none'
     sparsity_weight: float = 0.0
 
-    @torch.jit.ignore
     def topology(self) -> dict:
         """Constructor options that rebuild wiring and rules as they are, explicit, JSON-ready."""
         stages = list(graph_stages(self).values())
@@ -39,18 +37,15 @@ class GraphNet:
             topology['node_ids'] = node_ids
         return topology
 
-    @torch.jit.ignore
     def sparsity_loss(self) -> Tensor:
         """sum_e w_e |a_e| for the model's ``sparsity``, a scalar; not yet times lambda (Eq. 6)."""
         return sparsity_loss(self)
 
-    @torch.jit.ignore
     def no_weight_decay(self) -> set:
         """Names of the parameters that no optimizer may decay, the edge weights among them."""
         inherited = getattr(super(), 'no_weight_decay', set)
         return set(inherited()) | undecayed_parameters(self)
 
-    @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute graph stages in the backward pass instead of storing what is inside."""
         for stage in graph_stages(self).values():
@@ -65,7 +60,6 @@ class ClassifierNet(GraphNet, nn.Module):
 
     num_features: int
 
-    @torch.jit.ignore
     def set_head(self, num_classes: int, pool_type: str, drop_rate: float, **dd) -> None:
         """Pooling and linear classifier over ``num_features`` channels."""
         self.num_classes = num_classes
@@ -75,18 +69,15 @@ class ClassifierNet(GraphNet, nn.Module):
         )
         self.head_hidden_size = self.num_features * self.head.global_pool.feat_mult()
 
-    @torch.jit.ignore
     def init_weights(self) -> None:
         """He for convolutions, N(0, 0.01) for the classifier, rules by themselves."""
         named_apply(_init_weights, self)
 
-    @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
         """The linear classifier."""
         return self.head.fc
 
-    @torch.jit.ignore
-    def reset_classifier(self, num_classes: int, global_pool: Optional[str] = None) -> None:
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """New classifier (none for 0 classes); ``global_pool`` None keeps the pooling."""
         parameter = next(self.parameters())
         pool = self.head.global_pool.pool_type if global_pool is None else global_pool
@@ -115,7 +106,7 @@ def per_stage(name: str, value, depth: int) -> list:
     return list(value)
 
 
-def norm_class(norm_layer: Union[str, Callable[..., nn.Module]]) -> Callable[..., nn.Module]:
+def norm_class(norm_layer: str | Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     """A normalisation, given as a class or by the name that timm knows.
 
     Raises:

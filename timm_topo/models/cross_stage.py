@@ -1,10 +1,8 @@
 """Networks that are one graph over several resolutions, whatever their nodes are."""
 
-from typing import List, Optional, Tuple, Union
-
-import torch
 from torch import Tensor
 
+from ..stages import node_maps, until_node
 from .base import ClassifierNet
 from .levels import take_indices
 
@@ -22,13 +20,11 @@ class CrossStageNet(ClassifierNet):
     """
 
     @property
-    @torch.jit.unused
     def ends(self) -> list[int]:
         """The last node of each stage; pruning may leave a stage none."""
         return sorted({level: node for node, level in enumerate(self.dag.levels)}.values())
 
     @property
-    @torch.jit.unused
     def feature_info(self) -> list[dict]:
         """Channels, stride and module of each feature, as timm keeps them."""
         modules = {0: 'dag.entry', self.ends[-1]: 'output'}
@@ -41,12 +37,11 @@ class CrossStageNet(ClassifierNet):
             for node in self.ends
         ]
 
-    @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict:
         """Parameter groups for layer-wise learning rates: nodes, or stages if ``coarse``."""
         place = self.dag.levels if coarse else range(len(self.dag.levels))
         blocks = [(rf'^dag\.nodes\.{i}\.', (place[i + 1],)) for i in range(len(place) - 2)]
-        for k, source in enumerate(self.dag.jump_from):
+        for k, (source, _) in enumerate(self.dag.jumps):
             blocks.append((rf'^dag\.transitions\.{k}\.', (place[source],)))
         blocks += [(r'^dag\.connectivity', (0,)), (r'^output', (place[-1],))]
         return dict(stem=r'^dag\.entry', blocks=blocks)
@@ -55,16 +50,15 @@ class CrossStageNet(ClassifierNet):
         """Image ``(B, in_chans, H, W)`` -> ``(B, num_features, H / stride, W / stride)``."""
         return self.output(self.dag(x))
 
-    @torch.jit.ignore
     def forward_intermediates(
         self,
         x: Tensor,
-        indices: Optional[Union[int, List[int]]] = None,
+        indices: int | list[int] | None = None,
         norm: bool = False,
         stop_early: bool = False,
         output_fmt: str = 'NCHW',
         intermediates_only: bool = False,
-    ) -> Union[List[Tensor], Tuple[Tensor, List[Tensor]]]:
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         """Features and intermediates: index k is the k-th stage that has nodes, its last node.
 
         Args:
@@ -82,19 +76,19 @@ class CrossStageNet(ClassifierNet):
         if output_fmt != 'NCHW':
             raise ValueError(f"output_fmt must be 'NCHW', got '{output_fmt}'")
         taken = take_indices(len(self.ends), indices)
-        maps = self.dag.maps(x)
+        maps = node_maps(self.dag, x)
         x = self.output(maps[-1])
-        features = [maps[self.dag.own[node]] for node in self.ends[:-1]] + [x]
+        places = self.dag.places
+        features = [maps[places[node, self.dag.levels[node]]] for node in self.ends[:-1]] + [x]
         intermediates = [feature for k, feature in enumerate(features) if k in taken]
         return intermediates if intermediates_only else (x, intermediates)
 
-    @torch.jit.ignore
     def prune_intermediate_layers(
         self,
-        indices: Union[int, List[int]] = 1,
+        indices: int | list[int] = 1,
         prune_norm: bool = False,
         prune_head: bool = True,
-    ) -> List[int]:
+    ) -> list[int]:
         """Drop what the last feature asked for does not read, and the head with it or if asked.
 
         Nothing is dropped where another of the features would go with it, or where the feature is
@@ -107,7 +101,7 @@ class CrossStageNet(ClassifierNet):
         end = self.ends[max(taken)]
         cut = False
         if 0 < end < self.ends[-1]:
-            part = self.dag.until(end)
+            part = until_node(self.dag, end)
             ids = [self.dag.node_ids[self.ends[k]] for k in taken]
             cut = set(ids) <= set(part.node_ids)
             if cut:

@@ -5,11 +5,9 @@ under an L1 penalty. After training, :func:`timm_topo.analysis.prune.prune` with
 leaves the network its data set needs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Callable, Optional, Union
 
-import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
@@ -69,16 +67,16 @@ class DagNet(CrossStageNet):
         channels: int = 11,
         input_stride: int = 1,
         node: str = 'conv_residual',
-        wiring: Union[str, dict, Wiring, Sequence] = 'complete',
-        connectivity: Union[str, dict, type, Sequence] = _TANH,
-        node_ids: Optional[Sequence] = None,
+        wiring: str | dict | Wiring | Sequence = 'complete',
+        connectivity: str | dict | type | Sequence = _TANH,
+        node_ids: Sequence | None = None,
         sparsity: str = 'uniform',
         sparsity_weight: float = 1e-3,
         in_chans: int = 3,
         num_classes: int = 10,
         global_pool: str = 'avg',
         drop_rate: float = 0.0,
-        norm_layer: Union[str, Callable[..., nn.Module]] = 'batchnorm2d',
+        norm_layer: str | Callable[..., nn.Module] = 'batchnorm2d',
         device=None,
         dtype=None,
     ):
@@ -132,7 +130,6 @@ class DagNet(CrossStageNet):
         self.set_head(num_classes, global_pool, drop_rate, **dd)
         self.init_weights()
 
-    @torch.jit.ignore
     def topology(self) -> dict:
         return {**self.sizes, **super().topology()}
 

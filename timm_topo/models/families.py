@@ -50,19 +50,16 @@ class Rewired(GraphNet):
     base_args = None
     linear = True
 
-    @torch.jit.ignore
     def plain(self) -> nn.Module:
         """The plain network of timm, freshly initialised, with this network's head."""
         now = get_model_args(self)
         head = {key: now[key] for key in ('in_chans', 'num_classes', 'global_pool') if key in now}
         return timm.create_model(self.base, **{**self.base_args, **head})
 
-    @torch.jit.ignore
     def plain_names(self) -> dict[str, str | None]:
         """Name in the plain network's state dict for every name here; None for what is new."""
         return dict(_plain_names(self, '', ''))
 
-    @torch.jit.ignore
     def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):
         """Load weights of this network, or of the plain one.
 
@@ -103,7 +100,6 @@ class Rewired(GraphNet):
             f'tensors {", ".join(told)}'
         )
 
-    @torch.jit.ignore
     def init_weights(self, *args, **kwargs) -> None:
         """Fresh weights: timm's own for what is timm's, initial edge weights and projections.
 
@@ -118,11 +114,10 @@ class Rewired(GraphNet):
         for stage in graph_stages(self).values():
             stage.connectivity.reset_parameters()
             if is_new(stage.entry):
-                reset_projection(stage.entry, beside=stage.raw_entry)
+                reset_projection(stage.entry, beside=stage.first_reads_input)
         for conv in replaced(self):
             reset_input_conv(conv)
 
-    @torch.jit.ignore
     def group_matcher(self, coarse: bool = False):
         """Parameter groups as in the plain network; edge weights go with the stage's first."""
         names = self.plain_names()

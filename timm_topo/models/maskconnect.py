@@ -1,9 +1,7 @@
 """MaskConnect (Ahmed & Torresani, 2018) on ResNets: a block reads K of all earlier blocks."""
 
-from collections.abc import Sequence
-from typing import Callable, Optional, Union
+from collections.abc import Callable, Sequence
 
-import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock
 from torch import nn
@@ -80,21 +78,21 @@ class MaskConnectResNet(CrossStageNet):
         self,
         num_blocks: int = 6,
         widths: Sequence[int] = _WIDTHS,
-        fan_in: Optional[int] = None,
+        fan_in: int | None = None,
         masks: str = 'learned',
         mask_seed: int = 0,
         centered: bool = False,
         average: bool = True,
-        wiring: Union[str, dict, Wiring, Sequence, None] = None,
+        wiring: str | dict | Wiring | Sequence | None = None,
         connectivity: Rule = None,
-        node_ids: Optional[Sequence] = None,
+        node_ids: Sequence | None = None,
         sparsity: str = 'none',
         sparsity_weight: float = 1e-4,
         in_chans: int = 3,
         num_classes: int = 100,
         global_pool: str = 'avg',
         drop_rate: float = 0.0,
-        norm_layer: Union[str, Callable[..., nn.Module]] = 'batchnorm2d',
+        norm_layer: str | Callable[..., nn.Module] = 'batchnorm2d',
         device=None,
         dtype=None,
     ):
@@ -148,7 +146,6 @@ class MaskConnectResNet(CrossStageNet):
         self.set_head(num_classes, global_pool, drop_rate, **dd)
         self.init_weights()
 
-    @torch.jit.ignore
     def topology(self) -> dict:
         return {**self.sizes, **BY_RULE, 'average': True, **super().topology()}
 

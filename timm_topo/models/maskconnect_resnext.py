@@ -5,10 +5,8 @@ exactly.
 """
 
 import re
-from collections.abc import Sequence
-from typing import Callable, List, Optional, Tuple, Union
+from collections.abc import Callable, Sequence
 
-import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
@@ -16,7 +14,7 @@ from ..connectivity import build_connectivity
 from ..generators import make_wiring
 from ..nodes import BranchBlock, ConvNorm
 from ..sparsity import check_sparsity, check_sparsity_weight
-from ..stages import BranchGraph, layered
+from ..stages import BranchGraph, layered, node_maps
 from ..wiring import Wiring
 from .base import ClassifierNet, imagenet_cfg, norm_class, per_stage
 from .levels import take_indices
@@ -84,21 +82,21 @@ class MaskConnectResNeXt(ClassifierNet):
         stem_width: int = 64,
         imagenet_stem: bool = False,
         branch_norm: bool = True,
-        fan_in: Optional[int] = None,
+        fan_in: int | None = None,
         masks: str = 'learned',
         mask_seed: int = 0,
         centered: bool = False,
         average: bool = True,
-        wiring: Union[dict, Wiring, Sequence, None] = None,
+        wiring: dict | Wiring | Sequence | None = None,
         connectivity: Rule = None,
-        node_ids: Optional[Sequence] = None,
+        node_ids: Sequence | None = None,
         sparsity: str = 'none',
         sparsity_weight: float = 1e-4,
         in_chans: int = 3,
         num_classes: int = 100,
         global_pool: str = 'avg',
         drop_rate: float = 0.0,
-        norm_layer: Union[str, Callable[..., nn.Module]] = 'batchnorm2d',
+        norm_layer: str | Callable[..., nn.Module] = 'batchnorm2d',
         device=None,
         dtype=None,
     ):
@@ -183,11 +181,9 @@ class MaskConnectResNeXt(ClassifierNet):
         self.set_head(num_classes, global_pool, drop_rate, **dd)
         self.init_weights()
 
-    @torch.jit.ignore
     def topology(self) -> dict:
         return {**self.sizes, **BY_RULE, **super().topology()}
 
-    @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict:
         """Parameter groups for layer-wise learning rates: blocks, or stages if ``coarse``."""
         place = self.dag.block_levels if coarse else range(len(self.dag.block_levels))
@@ -198,16 +194,15 @@ class MaskConnectResNeXt(ClassifierNet):
         """Image ``(B, in_chans, H, W)`` -> ``(B, num_features, H / stride, W / stride)``."""
         return self.dag(x)
 
-    @torch.jit.ignore
     def forward_intermediates(
         self,
         x: Tensor,
-        indices: Optional[Union[int, List[int]]] = None,
+        indices: int | list[int] | None = None,
         norm: bool = False,
         stop_early: bool = False,
         output_fmt: str = 'NCHW',
         intermediates_only: bool = False,
-    ) -> Union[List[Tensor], Tuple[Tensor, List[Tensor]]]:
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         """Features and intermediates: index k is stage k.
 
         Args:
@@ -228,18 +223,17 @@ class MaskConnectResNeXt(ClassifierNet):
         if not taken:
             return [] if intermediates_only else (self.dag(x), [])
         if intermediates_only or stop_early:
-            maps = self.dag.run(x, taken)[0]
+            maps = node_maps(self.dag, x, taken)
             return maps if intermediates_only else (maps[-1], maps)
-        maps = self.dag.run(x, sorted({*taken, last}))[0]
+        maps = node_maps(self.dag, x, sorted({*taken, last}))
         return maps[-1], maps[: len(taken)]
 
-    @torch.jit.ignore
     def prune_intermediate_layers(
         self,
-        indices: Union[int, List[int]] = 1,
+        indices: int | list[int] = 1,
         prune_norm: bool = False,
         prune_head: bool = True,
-    ) -> List[int]:
+    ) -> list[int]:
         """Drop the stages after the last index, and the head with them or if asked.
 
         Returns:

@@ -1,7 +1,6 @@
 """What the networks of MaskConnect share: options of masks, given by name or as a rule."""
 
 from collections.abc import Sequence
-from typing import Optional, Union
 
 from .base import imagenet_cfg, per_stage
 
@@ -10,7 +9,7 @@ __all__ = [
     'masking_rule',
 ]  # fmt: skip
 
-Rule = Union[str, dict, type, Sequence, None]
+Rule = str | dict | type | Sequence | None
 #: Options of masks beside a rule, which has its own: a saved network must not have others.
 BY_RULE = {'fan_in': None, 'masks': 'learned', 'mask_seed': 0, 'centered': False}
 CIFAR_CFG = imagenet_cfg(
@@ -20,7 +19,7 @@ CIFAR_CFG = imagenet_cfg(
 )  # fmt: skip
 
 
-def check_sizes(**sizes: Union[int, Sequence[int]]) -> None:
+def check_sizes(**sizes: int | Sequence[int]) -> None:
     for name, size in sizes.items():
         many = name in ('depths', 'widths')
         if many and (not isinstance(size, (list, tuple)) or not size):
@@ -36,7 +35,7 @@ def check_flags(**flags: bool) -> None:
             raise TypeError(f'{name} must be True or False, got {flag!r}')
 
 
-def kept_ids(node_ids: Optional[Sequence], num_nodes: int) -> list[int]:
+def kept_ids(node_ids: Sequence | None, num_nodes: int) -> list[int]:
     """Ids of the nodes there are; a saved network has those of its one graph in a list."""
     if node_ids is None:
         return list(range(num_nodes))
@@ -47,7 +46,7 @@ def kept_ids(node_ids: Optional[Sequence], num_nodes: int) -> list[int]:
     return ids
 
 
-def masking_rule(connectivity: Rule, masking: dict, own: str) -> Union[str, dict, type]:
+def masking_rule(connectivity: Rule, masking: dict, own: str) -> str | dict | type:
     """The rule: masks with the options ``masking``, unless another is given.
 
     Where masks are given with options, the network's ``own`` one is among them by default.

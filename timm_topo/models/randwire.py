@@ -5,10 +5,8 @@ are these networks, ``randwire_complete_small`` has the complete graph in their 
 ``dgnet_randwire_small`` a router in each of its nodes: the four rows of the table.
 """
 
-from collections.abc import Sequence
-from typing import Callable, Optional, Union
+from collections.abc import Callable, Sequence
 
-import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
@@ -63,20 +61,20 @@ class RandWire(StagedNet):
 
     def __init__(
         self,
-        num_nodes: Union[int, Sequence[int], None] = 34,
+        num_nodes: int | Sequence[int] | None = 34,
         channels: int = 78,
         features: int = 1280,
-        wiring: Union[str, dict, Wiring, Sequence] = 'watts_strogatz',
+        wiring: str | dict | Wiring | Sequence = 'watts_strogatz',
         projection: bool = False,
-        connectivity: Union[str, dict, type, Sequence] = _SIGMOID,
-        node_ids: Optional[Sequence[Sequence[int]]] = None,
+        connectivity: str | dict | type | Sequence = _SIGMOID,
+        node_ids: Sequence[Sequence[int]] | None = None,
         sparsity: str = 'none',
         sparsity_weight: float = 1e-4,
         in_chans: int = 3,
         num_classes: int = 1000,
         global_pool: str = 'avg',
         drop_rate: float = 0.0,
-        norm_layer: Union[str, Callable[..., nn.Module]] = 'batchnorm2d',
+        norm_layer: str | Callable[..., nn.Module] = 'batchnorm2d',
         device=None,
         dtype=None,
     ):
@@ -122,7 +120,6 @@ class RandWire(StagedNet):
         self.set_head(num_classes, global_pool, drop_rate, **dd)
         self.init_weights()
 
-    @torch.jit.ignore
     def topology(self) -> dict:
         return {**self.sizes, **super().topology()}
 
@@ -131,13 +128,13 @@ def _stage(wiring, rule, ids, in_chs, chs, projection, norm_layer, dd) -> GraphS
     """One stage: the input is halved by those who read it, or by a projection too."""
     if len(ids) != wiring.num_nodes:
         raise ValueError(f'{wiring} needs as many node_ids, got {list(ids)}')
-    raw = [set(wiring.preds(node)) == {0} for node in range(wiring.num_nodes)]
+    reads_input = [set(wiring.preds(node)) == {0} for node in range(wiring.num_nodes)]
     if projection:
         entry = ConvNorm(in_chs, chs, 1, 2, norm_layer, **dd)
-        raw = [id_ == 1 for id_ in ids]  # the others read what the projection makes
+        reads_input = [id_ == 1 for id_ in ids]  # the others read what the projection makes
     else:
         entry = nn.Identity()
-        mixed = [n for n in wiring.succs(0) if not raw[n] or n == wiring.num_nodes - 1]
+        mixed = [n for n in wiring.succs(0) if not reads_input[n] or n == wiring.num_nodes - 1]
         if mixed:
             raise ValueError(
                 f'node {mixed[0]} of {wiring} reads the stage input beside other nodes, or is the '
@@ -150,12 +147,12 @@ def _stage(wiring, rule, ids, in_chs, chs, projection, norm_layer, dd) -> GraphS
             )
     nodes = [
         SepConvNode(in_chs, chs, 2, norm_layer=norm_layer, **dd)
-        if raw[node]
+        if reads_input[node]
         else SepConvNode(chs, chs, norm_layer=norm_layer, **dd)
         for node in range(1, wiring.num_nodes - 1)
     ]
     return GraphStage(
-        wiring, rule, entry, nodes, raw_entry=projection and ids[1] == 1, node_ids=ids
+        wiring, rule, entry, nodes, first_reads_input=projection and ids[1] == 1, node_ids=ids
     )
 
 

@@ -1,8 +1,5 @@
 """Networks that are a stem and one graph stage after the other, whatever their nodes are."""
 
-from typing import List, Optional, Tuple, Union
-
-import torch
 from torch import Tensor, nn
 
 from .base import ClassifierNet
@@ -19,12 +16,10 @@ class StagedNet(ClassifierNet):
     ``feature_info``, of the stem and of every stage.
     """
 
-    @torch.jit.ignore
     def topology(self) -> dict:
         num_nodes = [stage.wiring.num_nodes for stage in self.stages]
         return {'num_nodes': num_nodes, **super().topology()}
 
-    @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict:
         """Parameter groups for layer-wise learning rates: stem, then stages or nodes."""
         return dict(
@@ -45,12 +40,12 @@ class StagedNet(ClassifierNet):
     def forward_intermediates(
         self,
         x: Tensor,
-        indices: Optional[Union[int, List[int]]] = None,
+        indices: int | list[int] | None = None,
         norm: bool = False,
         stop_early: bool = False,
         output_fmt: str = 'NCHW',
         intermediates_only: bool = False,
-    ) -> Union[List[Tensor], Tuple[Tensor, List[Tensor]]]:
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         """Features and intermediates: index 0 is the stem, index k the output of stage k.
 
         Args:
@@ -69,14 +64,9 @@ class StagedNet(ClassifierNet):
             raise ValueError(f"output_fmt must be 'NCHW', got '{output_fmt}'")
         last = len(self.stages)
         taken = take_indices(1 + last, indices)
-        if torch.jit.is_scripting() or not stop_early:  # slicing is not scriptable
-            stages = self.stages
-        else:
-            stages = self.stages[: max(taken)]
-        intermediates: List[Tensor] = []
+        stages = self.stages[: max(taken)] if stop_early else self.stages
         x = self.stem(x)
-        if 0 in taken:
-            intermediates.append(x)
+        intermediates = [x] if 0 in taken else []
         for i, stage in enumerate(stages):
             x = stage(x)
             if i + 1 in taken:
@@ -88,13 +78,12 @@ class StagedNet(ClassifierNet):
             x = self.final(x)
         return x, intermediates
 
-    @torch.jit.ignore
     def prune_intermediate_layers(
         self,
-        indices: Union[int, List[int]] = 1,
+        indices: int | list[int] = 1,
         prune_norm: bool = False,
         prune_head: bool = True,
-    ) -> List[int]:
+    ) -> list[int]:
         """Drop the stages after the last index, and the final ReLU and the head if asked.
 
         What widens the features for the classifier is part of the head.

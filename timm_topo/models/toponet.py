@@ -1,8 +1,7 @@
 """TopoNet (Yuan et al., ECCV 2020, arXiv:2008.08261): stages that are weighted complete graphs."""
 
 import re
-from collections.abc import Sequence
-from typing import Callable, Optional, Union
+from collections.abc import Callable, Sequence
 
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
@@ -18,7 +17,7 @@ from .staged import StagedNet
 
 __all__ = ['TopoNet']
 
-WiringSpec = Union[str, dict, Wiring]
+WiringSpec = str | dict | Wiring
 
 
 class TopoNet(StagedNet):
@@ -55,16 +54,16 @@ class TopoNet(StagedNet):
 
     def __init__(
         self,
-        num_nodes: Optional[Sequence[int]] = (14, 20, 26, 14),
+        num_nodes: Sequence[int] | None = (14, 20, 26, 14),
         widths: Sequence[int] = (128, 256, 512, 1024),
         strides: Sequence[int] = (2, 2, 2, 2),
         stem_width: int = 64,
         stem_kernel: int = 7,
         stem_stride: int = 2,
         node: str = 'sepconv',
-        wiring: Union[WiringSpec, Sequence[WiringSpec]] = 'complete',
-        connectivity: Union[str, dict, type, Sequence] = 'alpha',
-        node_ids: Optional[Sequence[Sequence[int]]] = None,
+        wiring: WiringSpec | Sequence[WiringSpec] = 'complete',
+        connectivity: str | dict | type | Sequence = 'alpha',
+        node_ids: Sequence[Sequence[int]] | None = None,
         sparsity: str = 'none',
         sparsity_weight: float = 1e-4,
         in_chans: int = 3,
@@ -72,7 +71,7 @@ class TopoNet(StagedNet):
         global_pool: str = 'avg',
         output_stride: int = 32,
         drop_rate: float = 0.0,
-        norm_layer: Union[str, Callable[..., nn.Module]] = 'batchnorm2d',
+        norm_layer: str | Callable[..., nn.Module] = 'batchnorm2d',
         device=None,
         dtype=None,
     ):
@@ -119,7 +118,7 @@ class TopoNet(StagedNet):
                     build_connectivity(rule, wirings[stage], out_chs, **dd),
                     parts.entry,
                     [parts.nodes[i - 1] for i in ids[1:-1]],
-                    raw_entry=parts.raw_entry and ids[1] == 1,
+                    first_reads_input=parts.first_reads_input and ids[1] == 1,
                     node_ids=ids,
                 )
             )

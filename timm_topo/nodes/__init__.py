@@ -4,7 +4,7 @@
 ``parts(in_chs, out_chs, num_nodes, stride, dilation, norm_layer=..., device=..., dtype=...)``.
 """
 
-from .base import StageParts
+from .base import LayeredNode, NodeLayers, ShortcutEntry, StageParts
 from .branches import BranchBlock
 from .conv import ConvNode, conv_parts
 from .conv_norm import ConvNorm
@@ -18,8 +18,11 @@ __all__ = [
     'ConvNode',
     'ConvNorm',
     'ConvResidualNode',
+    'LayeredNode',
+    'NodeLayers',
     'SepConvEntry',
     'SepConvNode',
+    'ShortcutEntry',
     'StageParts',
     'Subsample',
 ]

@@ -1,10 +1,11 @@
-"""What a kind of node contributes to a stage."""
+"""What a kind of node contributes to a stage, and nodes that declare their layers."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
-__all__ = ['StageParts']
+__all__ = ['LayeredNode', 'NodeLayers', 'ShortcutEntry', 'StageParts']
 
 
 @dataclass(frozen=True)
@@ -14,9 +15,66 @@ class StageParts:
     Attributes:
         entry: Stage input -> x_0.
         nodes: The computing nodes in order.
-        raw_entry: Whether the first of them reads the stage input instead of x_0.
+        first_reads_input: Whether the first of them reads the stage input instead of x_0.
     """
 
     entry: nn.Module
     nodes: list[nn.Module]
-    raw_entry: bool = False
+    first_reads_input: bool = False
+
+
+@dataclass(frozen=True)
+class NodeLayers:
+    """A node as its layers: norm(convs[-1](...convs[0](act(x)))).
+
+    Attributes:
+        act: The activation.
+        convs: The convolutions, in order.
+        norm: The normalisation.
+    """
+
+    act: nn.Module
+    convs: tuple[nn.Module, ...]
+    norm: nn.Module
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        return iter((self.act, *self.convs, self.norm))
+
+    def parameters(self) -> list[Tensor]:
+        """Parameters of the convolutions, then of the norm."""
+        return [p for layer in (*self.convs, self.norm) for p in layer.parameters()]
+
+
+class LayeredNode(nn.Module):
+    """Partial contract: a node that is its layers, one after another. Implement ``layers``.
+
+    Executors may run the layers themselves, instead of the node.
+    """
+
+    def layers(self) -> NodeLayers:
+        """The layers."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, C_in, H, W)`` -> ``(B, C, H', W')``."""
+        for layer in self.layers():
+            x = layer(x)
+        return x
+
+
+class ShortcutEntry(nn.Module):
+    """x_0 = node(x) + shortcut(x).
+
+    Args:
+        node: A node that leaves its input as it is.
+        shortcut: Beside it.
+    """
+
+    def __init__(self, node: LayeredNode, shortcut: nn.Module):
+        super().__init__()
+        self.node = node
+        self.shortcut = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, C_in, H_in, W_in)`` -> ``(B, C, H, W)``."""
+        return self.node(x) + self.shortcut(x)

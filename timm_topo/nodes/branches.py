@@ -1,8 +1,7 @@
 """C bottleneck branches of a ResNeXt block at once (Xie et al., 2017; MaskConnect, Fig. 1b)."""
 
 import copy
-from collections.abc import Sequence
-from typing import Callable, Tuple
+from collections.abc import Callable, Sequence
 
 import torch
 from timm.layers import create_conv2d
@@ -17,8 +16,8 @@ class BranchConv1x1(nn.Conv2d):
     """A 1x1 convolution with as many groups as branches, without bias.
 
     Eagerly it runs as one batched matrix product, which for many narrow groups is several times
-    as fast as what convolution libraries do; in what is traced, scripted, compiled or exported it
-    is the convolution.
+    as fast as what convolution libraries do; in what is traced, compiled or exported it is the
+    convolution.
 
     Args:
         branches: Groups.
@@ -33,10 +32,8 @@ class BranchConv1x1(nn.Conv2d):
         super().__init__(*channels, 1, groups=branches, bias=False, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.jit.is_scripting():
-            return self._conv_forward(x, self.weight, self.bias)
         if torch.jit.is_tracing() or torch.compiler.is_compiling():
-            return self._conv_forward(x, self.weight, self.bias)
+            return super().forward(x)
         weight = self.weight.view(self.groups, -1, self.weight.shape[1])
         batch, _, height, width = x.shape
         maps = x.reshape(batch, self.groups, self.weight.shape[1], height * width)
@@ -102,7 +99,7 @@ class BranchBlock(nn.Module):
             nn.Identity() if same else ConvNorm(in_chs, out_chs, 1, stride, norm_layer, **dd)
         )
 
-    def forward(self, x: Tensor) -> Tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """``(B, C, in_chs, H, W)`` -> F_k(x_k) and shortcut(x_k), ``(B, C, out_chs, H', W')``."""
         inner = self.act(self.bn1(self.conv1(x.flatten(1, 2))))
         inner = self.conv3(self.act(self.bn2(self.conv2(inner))))
@@ -145,7 +142,6 @@ class BranchBlock(nn.Module):
             mixed = self.bn3(mixed).view_as(beside) + beside
         return self.act(mixed).view(batch, rows, chs, height, width)
 
-    @torch.jit.unused
     def select(self, kept: Sequence[int]) -> 'BranchBlock':
         """A copy with only the branches ``kept``."""
         smaller = copy.deepcopy(self)

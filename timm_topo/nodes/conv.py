@@ -1,18 +1,17 @@
 """The node of ResNets on CIFAR (TopoNet, section 4.1): ReLU, 3x3 convolution, batch norm."""
 
-from typing import Callable
+from collections.abc import Callable
 
-import torch
 from timm.layers import create_conv2d
-from torch import Tensor, nn
+from torch import nn
 
-from .base import StageParts
+from .base import LayeredNode, NodeLayers, StageParts
 from .conv_norm import ConvNorm
 
 __all__ = ['ConvNode', 'conv_parts']
 
 
-class ConvNode(nn.Module):
+class ConvNode(LayeredNode):
     """BN(conv3x3(ReLU(x))). Overwrites its input where autograd allows (it owns the sum).
 
     Args:
@@ -42,13 +41,8 @@ class ConvNode(nn.Module):
         self.conv = create_conv2d(in_chs, out_chs, 3, **spatial, **dd)
         self.bn = norm_layer(out_chs, **dd)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.bn(self.conv(self.act(x)))
-
-    @torch.jit.unused
-    def layers(self) -> list:
-        """ReLU, convolution, batch norm: what a stage needs to run the node layer by layer."""
-        return [self.act, self.conv, self.bn]
+    def layers(self) -> NodeLayers:
+        return NodeLayers(self.act, (self.conv,), self.bn)
 
 
 def conv_parts(
@@ -80,5 +74,5 @@ def conv_parts(
             )
             for node in range(num_nodes)
         ],
-        raw_entry=not same and num_nodes > 0,
+        first_reads_input=not same and num_nodes > 0,
     )

@@ -1,6 +1,6 @@
 """Convolution and normalisation, no activation: stems and projections."""
 
-from typing import Callable
+from collections.abc import Callable
 
 from timm.layers import create_conv2d
 from torch import Tensor, nn

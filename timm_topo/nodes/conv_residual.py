@@ -1,6 +1,6 @@
 """The node of Janik & Nowak (section 3, Fig. 1a): ReLU, 3x3 and norm beside a 1x1 and norm."""
 
-from typing import Callable
+from collections.abc import Callable
 
 from timm.layers import create_conv2d
 from torch import Tensor, nn

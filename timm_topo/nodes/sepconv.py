@@ -1,18 +1,17 @@
 """The node of TopoNet (section 4.2): ReLU, separable 3x3 convolution, batch norm."""
 
-from typing import Callable
+from collections.abc import Callable
 
-import torch
 from timm.layers import create_conv2d
-from torch import Tensor, nn
+from torch import nn
 
-from .base import StageParts
+from .base import LayeredNode, NodeLayers, ShortcutEntry, StageParts
 from .conv_norm import ConvNorm
 
 __all__ = ['SepConvEntry', 'SepConvNode', 'sepconv_parts']
 
 
-class SepConvNode(nn.Module):
+class SepConvNode(LayeredNode):
     """BN(PW(DW3x3(ReLU(x)))). Overwrites its input where autograd allows (it owns the sum).
 
     Args:
@@ -45,16 +44,11 @@ class SepConvNode(nn.Module):
         self.conv_pw = create_conv2d(in_chs, out_chs, 1, **dd)
         self.bn = norm_layer(out_chs, **dd)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.bn(self.conv_pw(self.conv_dw(self.act(x))))
-
-    @torch.jit.unused
-    def layers(self) -> list:
-        """ReLU, convolutions, batch norm: what a stage needs to run the node layer by layer."""
-        return [self.act, self.conv_dw, self.conv_pw, self.bn]
+    def layers(self) -> NodeLayers:
+        return NodeLayers(self.act, (self.conv_dw, self.conv_pw), self.bn)
 
 
-class SepConvEntry(nn.Module):
+class SepConvEntry(ShortcutEntry):
     """x_0 = SepConvNode(x) + BN(conv1x1(x)), both with the stage's stride.
 
     The paper says only that the first computing node of a graph changes the filters (section
@@ -81,21 +75,10 @@ class SepConvEntry(nn.Module):
         device=None,
         dtype=None,
     ):
-        super().__init__()
         dd = {'device': device, 'dtype': dtype}
-        # the stage input is also read by the shortcut: not in place
-        self.node = SepConvNode(
-            in_chs, out_chs, stride, dilation, inplace=False, norm_layer=norm_layer, **dd
-        )
-        self.shortcut = ConvNorm(in_chs, out_chs, 1, stride, norm_layer, **dd)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.node(x) + self.shortcut(x)
-
-    @torch.jit.unused
-    def branches(self) -> tuple:
-        """The node and the shortcut that add up to the entry."""
-        return self.node, self.shortcut
+        # the shortcut reads the stage input too: not in place
+        node = SepConvNode(in_chs, out_chs, stride, dilation, False, norm_layer, **dd)
+        super().__init__(node, ConvNorm(in_chs, out_chs, 1, stride, norm_layer, **dd))
 
 
 def sepconv_parts(

@@ -1,26 +1,55 @@
-"""Executing a wiring."""
+"""What a stage is: wiring x edge weights x node operation, and the contract of executors."""
 
-from .aggregate import aggregate, aggregate_reference, set_fused_aggregate
+from .aggregate import aggregate, aggregate_reference
 from .branch_graph import BranchGraph, layered
-from .buffer import adjacency, evaluation_mode, record_adjacency, record_runs
 from .cross_stage import CrossStageGraph, jumps
-from .graph_stage import GraphStage, graph_stages
-from .offset import Offset, shrink
+from .executor import (
+    EquationExecutor,
+    Executor,
+    Explanation,
+    best,
+    choose,
+    executors,
+    explain,
+    in_use,
+    is_eager,
+    node_maps,
+    register,
+    use,
+)
+from .graph_stage import GraphStage, node_step
+from .offset import Offset, TakesOffsets, shrink
+from .select import select_edges, until_node
+from .stage import Stage, graph_stages
+from .thresholds import InEdges
 
 __all__ = [
     'BranchGraph',
     'CrossStageGraph',
+    'EquationExecutor',
+    'Executor',
+    'Explanation',
     'GraphStage',
+    'InEdges',
     'Offset',
-    'adjacency',
+    'Stage',
+    'TakesOffsets',
     'aggregate',
     'aggregate_reference',
-    'evaluation_mode',
+    'best',
+    'choose',
+    'executors',
+    'explain',
     'graph_stages',
+    'in_use',
+    'is_eager',
     'jumps',
     'layered',
-    'record_adjacency',
-    'record_runs',
-    'set_fused_aggregate',
+    'node_maps',
+    'node_step',
+    'register',
+    'select_edges',
     'shrink',
+    'until_node',
+    'use',
 ]

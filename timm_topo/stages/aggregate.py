@@ -1,106 +1,15 @@
-"""Weighted sum of feature maps, y = sum_i w_i x_i: readable reference and fast path."""
+"""Weighted sum of feature maps, y = sum_i w_i x_i, and its gradients."""
 
-import os
-import warnings
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import List, Optional
 
 import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import _get_current_dispatch_mode
+from torch import Tensor
+from torch.autograd import forward_ad
 
-from .table import Table
-
-__all__ = [
-    'aggregate',
-    'aggregate_reference',
-    'is_eager',
-    'is_fused',
-    'make_table',
-    'set_fused_aggregate',
-    'sum_gradients',
-]
-
-_fused: Optional[bool] = None
+__all__ = ['aggregate', 'aggregate_reference', 'check_sum', 'is_transformed', 'sum_gradients']
 
 
-def set_fused_aggregate(enable: Optional[bool] = True) -> None:
-    """Whether sums over maps on a GPU are Triton kernels, the ReLU after them folded in.
-
-    Args:
-        enable: By default (None) they are on NVIDIA GPUs, where Triton works. What is traced,
-            scripted or compiled never uses them.
-
-    Raises:
-        ImportError: They are to be used, and Triton is missing or older than 3.2.
-    """
-    global _fused
-    if enable:
-        _import_fused()
-    _fused = enable
-
-
-def is_fused(x: Tensor) -> bool:
-    """Whether sums over maps like ``x`` are Triton kernels.
-
-    Triton's interpreter (``TRITON_INTERPRET=1``) takes maps on CPU too, where they are asked for.
-    """
-    if _fused is False or not is_eager(x) or not x.numel():
-        return False
-    if x.is_cuda:
-        return bool(_fused) or _works_on(x.device)
-    return bool(_fused) and x.device.type == 'cpu' and os.environ.get('TRITON_INTERPRET') == '1'
-
-
-def is_eager(x: Tensor) -> bool:
-    """Whether operators run when they are called, on memory.
-
-    Not so in what is traced, compiled or exported, nor where something stands between (tensors
-    without values, modes that watch operators).
-    """
-    if torch.jit.is_tracing() or torch.compiler.is_compiling() or _get_current_dispatch_mode():
-        return False
-    return type(x) in (Tensor, nn.Parameter) and not x.is_meta
-
-
-@lru_cache
-def _works_on(device: torch.device) -> bool:
-    """Whether the kernels run: Triton compiles them, for which it needs a C compiler."""
-    if torch.version.hip:  # not tried
-        return False
-    try:
-        x = torch.ones(1, 1, 1, 1, device=device)
-        _import_fused().fused_sum([x], torch.ones(1, device=device), False)
-    except Exception as error:  # whatever Triton, its compiler or the driver raises
-        warnings.warn(
-            f'sums over maps on {device} run without Triton, which is slower: {error} '
-            '(set_fused_aggregate(False) says that this is meant)',
-            stacklevel=3,
-        )
-        return False
-    return True
-
-
-def _import_fused():
-    try:
-        import triton
-
-        if tuple(map(int, triton.__version__.split('.')[:2])) < (3, 2):
-            raise ImportError(f'Triton is {triton.__version__}')
-        from . import fused
-    except ImportError as error:
-        raise ImportError(f'{error}: the fused sum needs Triton 3.2 or newer') from None
-    return fused
-
-
-def make_table(flat: Tensor, shape: torch.Size, last: bool) -> Table:
-    """A :class:`Table` whose sums are what :func:`is_fused` says."""
-    kind = _import_fused().FusedTable if is_fused(flat) else Table
-    return kind(flat, shape, last)
-
-
-def aggregate(inputs: List[Tensor], weights: Tensor, relu: bool = False) -> Tensor:
+def aggregate(inputs: Sequence[Tensor], weights: Tensor) -> Tensor:
     """Weighted sum of feature maps (TopoNet, Eq. 1).
 
     The result is a new tensor that nothing else holds, so the caller may change it in place.
@@ -108,7 +17,6 @@ def aggregate(inputs: List[Tensor], weights: Tensor, relu: bool = False) -> Tens
     Args:
         inputs: ``in_degree >= 1`` maps of one shape ``(B, C, H, W)``, dtype and device.
         weights: ``(in_degree,)``, or ``(B, in_degree)`` for weights per image.
-        relu: Whether to return max(y, 0).
 
     Returns:
         ``(B, C, H, W)`` in the dtype of the inputs; half precision is accumulated in float32.
@@ -116,18 +24,14 @@ def aggregate(inputs: List[Tensor], weights: Tensor, relu: bool = False) -> Tens
     Raises:
         ValueError: No inputs, or weights that do not fit them.
     """
-    if torch.jit.is_scripting() or torch.compiler.is_compiling() or torch.jit.is_tracing():
-        total = aggregate_reference(inputs, weights)
-    else:
-        _check(inputs, weights)
-        if is_fused(inputs[0]):
-            return _import_fused().fused_sum(inputs, weights, relu)
-        total = _WeightedSum.apply(weights, *inputs)
-    return total.relu_() if relu else total
+    if is_transformed():
+        return aggregate_reference(inputs, weights)
+    check_sum(inputs, weights)
+    return _WeightedSum.apply(weights, *inputs)
 
 
-def aggregate_reference(inputs: List[Tensor], weights: Tensor) -> Tensor:
-    """The same in plain torch, for tracing and compiling (which fuse it) and as a reference.
+def aggregate_reference(inputs: list[Tensor], weights: Tensor) -> Tensor:
+    """The sum as products and additions, for tracing, compiling (which fuses it) and transforms.
 
     Args:
         inputs: As for :func:`aggregate`.
@@ -143,7 +47,7 @@ def aggregate_reference(inputs: List[Tensor], weights: Tensor) -> Tensor:
     return total.to(inputs[0].dtype)
 
 
-def _columns(weights: Tensor, dtype: torch.dtype) -> List[Tensor]:
+def _columns(weights: Tensor, dtype: torch.dtype) -> list[Tensor]:
     """Weights per input, shaped to broadcast against ``(B, C, H, W)``, wide enough to add up in.
 
     A weight with dimensions widens a half-precision map that it multiplies; a 0-dim one does not.
@@ -153,7 +57,21 @@ def _columns(weights: Tensor, dtype: torch.dtype) -> List[Tensor]:
     return list(weights.to(dtype)[..., None, None, None].unbind(-4))
 
 
-def _check(inputs: List[Tensor], weights: Tensor) -> None:
+def is_transformed() -> bool:
+    """Whether operators are traced or compiled, or a transform of torch.func or forward-mode
+    derivatives see them.
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return True
+    return forward_ad._current_level >= 0 or torch._C._functorch.maybe_current_level() is not None
+
+
+def check_sum(inputs: Sequence[Tensor], weights: Tensor) -> None:
+    """Whether a sum is defined; arguments as for :func:`aggregate`.
+
+    Raises:
+        ValueError: It is not.
+    """
     if not inputs:
         raise ValueError('aggregate needs at least one input')
     shape = inputs[0].shape
@@ -197,7 +115,7 @@ class _WeightedSum(torch.autograd.Function):
 
 def sum_gradients(
     grad: Tensor, weights: Tensor, maps: Sequence[Tensor], needed: Sequence[bool]
-) -> List[Optional[Tensor]]:
+) -> list[Tensor | None]:
     """Gradients of a weighted sum with respect to its weights and maps, differentiable.
 
     Args:

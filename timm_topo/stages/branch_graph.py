@@ -3,15 +3,13 @@
 from collections.abc import Sequence
 from fractions import Fraction
 from itertools import accumulate
-from typing import List, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from ..connectivity import Connectivity
+from ..connectivity import Connectivity, all_weights
 from ..wiring import Wiring
-from .graph_stage import GraphStage
+from .stage import Stage, checkpointed
 
 __all__ = ['BranchGraph', 'layered']
 
@@ -31,7 +29,7 @@ def layered(sizes: Sequence[int]) -> Wiring:
     return Wiring(stops[-1], tuple(edges))
 
 
-class BranchGraph(GraphStage):
+class BranchGraph(Stage):
     """A graph whose nodes are the branches of blocks, each reading branches of the block before.
 
     A block's branches run at once, as grouped convolutions, and what the branches of the next one
@@ -53,15 +51,9 @@ class BranchGraph(GraphStage):
         level_sizes: Nodes per level before pruning; by default those there are.
 
     Raises:
-        ValueError: As for :class:`GraphStage`; an edge that skips a block; a rule that needs the
+        ValueError: As for :class:`Stage`; an edge that skips a block; a rule that needs the
             features of the image.
     """
-
-    preds: List[List[int]]  # TorchScript inherits no annotations
-    slots: List[List[int]]
-    block_levels: List[int]
-    row_spans: List[List[int]]
-    takes_offsets = False
 
     def __init__(
         self,
@@ -69,18 +61,18 @@ class BranchGraph(GraphStage):
         connectivity: Connectivity,
         entry: nn.Module,
         nodes: Sequence[nn.Module],
-        block_levels: Optional[Sequence[int]] = None,
-        node_ids: Optional[Sequence[int]] = None,
-        level_sizes: Optional[Sequence[int]] = None,
+        block_levels: Sequence[int] | None = None,
+        node_ids: Sequence[int] | None = None,
+        level_sizes: Sequence[int] | None = None,
     ):
         if connectivity.needs_context:
             raise ValueError(
                 f'{type(connectivity).__name__} reads the features of the image, which have '
                 'several widths in a graph over several resolutions; use a static rule'
             )
-        super().__init__(wiring, connectivity, entry, nodes, node_ids=node_ids)
-        self.by_node = True
         sizes = [1, *(block.branches for block in nodes), 1]
+        super().__init__(wiring, connectivity, entry, nodes, sum(sizes) - 2, node_ids)
+        self.by_node = True
         self.stops = list(accumulate(sizes))
         layer = [k for k, size in enumerate(sizes) for _ in range(size)]
         skipping = [edge for edge in wiring.edges if layer[edge[1]] != layer[edge[0]] + 1]
@@ -97,7 +89,7 @@ class BranchGraph(GraphStage):
         counts = [self.levels.count(level) for level in range(self.levels[-1] + 1)]
         self.level_sizes = list(counts if level_sizes is None else level_sizes)
         device = next(iter(connectivity.state_dict().values())).device
-        self.fan_out, *behind = (
+        self.fan_out, *later = (
             EdgeMatrix(
                 wiring,
                 range(stop - size - before, stop - size),
@@ -106,56 +98,38 @@ class BranchGraph(GraphStage):
             )
             for before, size, stop in zip(sizes, sizes[1:], self.stops[1:])
         )
-        self.matrices = nn.ModuleList(behind)
-        self.row_spans = [list(span) for span in wiring.in_edges[1:]]
-
-    @staticmethod
-    def computing(nodes: Sequence[nn.Module]) -> int:
-        """Number of branches."""
-        return sum(block.branches for block in nodes)
+        self.matrices = nn.ModuleList(later)
 
     def run(
-        self, x: Tensor, levels: Optional[List[int]] = None
-    ) -> Tuple[List[Tensor], List[Tensor]]:
-        """As for :class:`GraphStage`, but of the maps only those at the ends of ``levels``.
+        self, x: Tensor, levels: Sequence[int] | None = None
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The equation, block by block; of the maps only those at the ends of ``levels``.
 
-        That is the mean of what the branches of the next block read, and at the end of the last
-        level the graph output. Blocks behind the last of ``levels`` do not run.
+        The map of a level is the mean of what the branches of the next block read; of the last
+        level of all, the graph output.
 
         Args:
             x: Graph input.
-            levels: Ascending; by default the last.
-        """
-        weights = self.connectivity.pass_weights()
-        if levels is None:
-            levels = [self.block_levels[-1]]
-        maps = self.features(x, weights, levels)
-        rows: List[Tensor] = []
-        for span in self.row_spans:
-            rows.append(weights[span[0] : span[1]])
-        return maps, rows
+            levels: Ascending, by default the last; blocks after the last of them do not run.
 
-    def features(self, x: Tensor, weights: Tensor, levels: List[int]) -> List[Tensor]:
-        """The maps that :meth:`run` returns, with weights ``(E,)``."""
-        taken: List[Tensor] = []
+        Returns:
+            A map per level, and the weights as for :meth:`Stage.run`.
+        """
+        weights = all_weights(self.connectivity)
+        levels, taken = levels or [self.block_levels[-1]], []
         x = self.entry(x)
         x = x[:, None] * self.fan_out(weights).to(x.dtype)[:, :, None, None]
         for k, (block, matrix) in enumerate(zip(self.nodes, self.matrices)):
             level = self.block_levels[k]
             if level <= levels[-1]:
-                if not torch.jit.is_scripting():
-                    x = self.advance(block, x, matrix(weights))
-                else:
-                    inner, beside = block(x)
-                    x = block.mix(inner, beside, matrix(weights))
+                x = checkpointed(self, _through, block, x, matrix(weights))
                 ends = k + 1 == len(self.block_levels) or self.block_levels[k + 1] > level
                 if ends and level in levels:
                     taken.append(x.mean(1))
-        return taken
+        return taken, [weights[start:stop] for start, stop in self.wiring.in_edges[1:]]
 
-    @torch.jit.unused
     def cut(self, level: int) -> None:
-        """Drop the blocks behind ``level``, in place: its feature is the graph output then.
+        """Drop the blocks after ``level``, in place: its feature is the graph output then.
 
         Wiring and rule stay those of the whole graph, which can no longer be pruned.
         """
@@ -163,14 +137,21 @@ class BranchGraph(GraphStage):
         self.nodes, self.matrices = self.nodes[:count], self.matrices[:count]
         self.block_levels = self.block_levels[:count]
 
-    @torch.jit.unused
-    def _with(self, wiring: Wiring, rule: Connectivity, kept: Sequence[int]) -> 'BranchGraph':
+    def edge_macs(self) -> list[Fraction]:
+        return [
+            Fraction(self.fan_out.num_edges, self.fan_out.rows),
+            *(2 * Fraction(matrix.num_edges, matrix.rows) for matrix in self.matrices),
+        ]
+
+    def rebuild(
+        self, wiring: Wiring, connectivity: Connectivity, kept: Sequence[int]
+    ) -> 'BranchGraph':
         if len(self.nodes) != len(self.stops) - 2:
             raise RuntimeError('a graph that was cut off keeps its edges: prune it before')
         starts = zip(self.stops, self.stops[1:-1])
         return BranchGraph(
             wiring,
-            rule,
+            connectivity,
             self.entry,
             [
                 block.select([node - start for node in kept if start <= node < stop])
@@ -181,24 +162,11 @@ class BranchGraph(GraphStage):
             level_sizes=self.level_sizes,
         )
 
-    @torch.jit.unused
-    def advance(self, block: nn.Module, x: Tensor, weights: Tensor) -> Tensor:
-        """What the branches behind ``block`` read, from what its own branches read."""
 
-        def run(x: Tensor, weights: Tensor) -> Tensor:
-            inner, beside = block(x)
-            return block.mix(inner, beside, weights)
-
-        if not self.recomputes():
-            return run(x, weights)
-        return checkpoint(run, x, weights, use_reentrant=False)
-
-    @torch.jit.unused
-    def multiplies(self) -> list[Fraction]:
-        return [
-            Fraction(self.fan_out.num_edges, self.fan_out.rows),
-            *(2 * Fraction(matrix.num_edges, matrix.rows) for matrix in self.matrices),
-        ]
+def _through(block: nn.Module, x: Tensor, weights: Tensor) -> Tensor:
+    """What the branches of the next block read, from what the branches of ``block`` read."""
+    inner, beside = block(x)
+    return block.mix(inner, beside, weights)
 
 
 class EdgeMatrix(nn.Module):
@@ -211,10 +179,8 @@ class EdgeMatrix(nn.Module):
         device: Where its index lives.
     """
 
-    index: Optional[Tensor]
-
     def __init__(
-        self, wiring: Wiring, sources: range, targets: range, device: Optional[torch.device] = None
+        self, wiring: Wiring, sources: range, targets: range, device: torch.device | None = None
     ):
         super().__init__()
         self.rows, self.columns = len(targets), len(sources)

@@ -2,11 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from operator import lt
-from typing import List, Optional
 
-import torch
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch import nn
 
 from ..connectivity import Connectivity
 from ..wiring import Wiring
@@ -16,7 +13,7 @@ __all__ = ['CrossStageGraph', 'jumps']
 
 
 def jumps(
-    wiring: Wiring, levels: Sequence[int], reads: Optional[Sequence[int]] = None
+    wiring: Wiring, levels: Sequence[int], reads: Sequence[int] | None = None
 ) -> list[tuple[int, int]]:
     """Pairs (source node, later level that it feeds), sorted: the transitions a graph needs.
 
@@ -33,7 +30,7 @@ def jumps(
 
 
 class CrossStageGraph(GraphStage):
-    """x_j = node_j(sum_i a_ij T_i(x_i)), where T_i takes x_i to the level at which node j reads.
+    """x_j = node_j(c_j + sum_i a_ij T_i(x_i)), T_i from the level of x_i to the level of node j.
 
     Within a level T_i is the identity. A node has one transition per later level that it feeds,
     whatever number of edges lead there.
@@ -53,14 +50,14 @@ class CrossStageGraph(GraphStage):
         node_ids: Ids the N nodes had before pruning; by default ``0 .. N - 1``.
         level_sizes: Nodes per level before pruning; by default those there are.
 
+    Attributes:
+        jumps: (source node, later level) of each transition.
+        places: Place of each map among the maps of a pass, by node and level.
+
     Raises:
         ValueError: As for :class:`GraphStage`; levels or transitions that do not fit the wiring; a
             rule that needs the features of the image.
     """
-
-    preds: List[List[int]]  # TorchScript inherits no annotations
-    slots: List[List[int]]
-    jump_from: List[int]
 
     def __init__(
         self,
@@ -70,9 +67,9 @@ class CrossStageGraph(GraphStage):
         nodes: Sequence[nn.Module],
         levels: Sequence[int],
         transitions: Mapping[tuple[int, int], nn.Module],
-        node_ids: Optional[Sequence[int]] = None,
-        level_sizes: Optional[Sequence[int]] = None,
-        reads: Optional[Sequence[int]] = None,
+        node_ids: Sequence[int] | None = None,
+        level_sizes: Sequence[int] | None = None,
+        reads: Sequence[int] | None = None,
     ):
         if connectivity.needs_context:
             raise ValueError(
@@ -96,49 +93,37 @@ class CrossStageGraph(GraphStage):
         self.level_sizes = list(counts if level_sizes is None else level_sizes)
         if len(self.level_sizes) != len(counts) or any(map(lt, self.level_sizes, counts)):
             raise ValueError(f'levels of {counts} nodes had {self.level_sizes} before pruning')
+        self.jumps = pairs
         self.transitions = nn.ModuleList(transitions[pair] for pair in pairs)
-        self.jump_from = [source for source, _ in pairs]
-        self.jump_to = [level for _, level in pairs]
-        at = {}  # position among the maps, by node and level
-        for node, level in enumerate(levels[:-1]):
-            at[node, level] = len(at)
-            for source, later in pairs:
-                if source == node:
-                    at[node, later] = len(at)
-        self.own = [at[node, level] for node, level in enumerate(levels[:-1])]
-        self.slots = [[at[s, reads[t]] for s in self.preds[t]] for t in range(wiring.num_nodes)]
+        self.transitions_of = [
+            [k for k, (source, _) in enumerate(pairs) if source == node]
+            for node in range(wiring.num_nodes)
+        ]
+        self.places = {}  # among the maps, by node and level
+        for node, level in enumerate(levels):
+            self.places[node, level] = len(self.places)
+            for k in self.transitions_of[node]:
+                self.places[pairs[k]] = len(self.places)
+        self.map_index = [
+            [self.places[source, reads[node]] for source in wiring.preds(node)]
+            for node in range(wiring.num_nodes)
+        ]
 
-    def offer(self, node: int, feature: Tensor, maps: List[Tensor]) -> List[Tensor]:
-        """Append the map of ``node``, then what its transitions make of it."""
-        maps.append(feature)
-        for k, transition in enumerate(self.transitions):
-            if self.jump_from[k] == node:
-                if not torch.jit.is_scripting() and self.recomputes():
-                    maps.append(checkpoint(transition, feature, use_reentrant=False))
-                else:
-                    maps.append(transition(feature))
-        return maps
-
-    @torch.jit.unused
-    def until(self, node: int) -> 'CrossStageGraph':
-        """The graph of what ``node`` reads, directly or not, with that node as its output.
-
-        Modules are shared with this graph; the edge weights are copies.
-        """
-        edges = tuple(edge for edge in self.wiring.edges if edge[1] <= node)
-        return self._keep(*Wiring(node + 1, edges).prune())
-
-    @torch.jit.unused
-    def _with(self, wiring: Wiring, rule: Connectivity, kept: Sequence[int]) -> 'CrossStageGraph':
+    def rebuild(
+        self, wiring: Wiring, connectivity: Connectivity, kept: Sequence[int]
+    ) -> 'CrossStageGraph':
         levels, reads = ([of[node] for node in kept] for of in (self.levels, self.reads))
-        by_pair = dict(zip(zip(self.jump_from, self.jump_to), self.transitions))
+        by_jump = dict(zip(self.jumps, self.transitions))
         return CrossStageGraph(
             wiring,
-            rule,
+            connectivity,
             self.entry,
             [self.nodes[node - 1] for node in kept[1:-1]],
             levels,
-            {pair: by_pair[kept[pair[0]], pair[1]] for pair in jumps(wiring, levels, reads)},
+            {
+                (source, level): by_jump[kept[source], level]
+                for source, level in jumps(wiring, levels, reads)
+            },
             node_ids=[self.node_ids[node] for node in kept],
             level_sizes=self.level_sizes[: levels[-1] + 1],
             reads=reads,

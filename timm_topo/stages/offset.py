@@ -1,9 +1,9 @@
-"""Constants that nodes which are gone still add to a weighted sum."""
+"""Constants in weighted sums: what removed nodes without in-edges emitted."""
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ['Offset', 'merge', 'shrink']
+__all__ = ['Offset', 'TakesOffsets', 'merge', 'shrink']
 
 
 class Offset(nn.Module):
@@ -76,3 +76,57 @@ def shrink(constant: Tensor) -> Tensor:
                 constant = torch.cat(parts, dim)
                 break
     return constant.clone()
+
+
+class TakesOffsets(nn.Module):
+    """Mixin of stages: a constant per node, added to its weighted sum; at first none.
+
+    Constants are part of the state and of no description: loading a state makes place for them.
+
+    Attributes:
+        offsets: :class:`Offset` or identity by computing node.
+        output_offset: The same of the stage output.
+    """
+
+    def clear_offsets(self) -> None:
+        """Add nothing to weighted sums."""
+        count = self.wiring.num_nodes - 2
+        self.offsets = nn.ModuleList(nn.Identity() for _ in range(count)).train(self.training)
+        self.output_offset = nn.Identity().train(self.training)
+
+    def offset(self, node: int) -> nn.Module:
+        """The constant of ``node`` (from 1 on), or the identity."""
+        last = self.wiring.num_nodes - 1
+        return self.output_offset if node == last else self.offsets[node - 1]
+
+    def set_offset(self, node: int, value: Tensor) -> None:
+        """Replace the constant added to the sum of ``node``.
+
+        Args:
+            node: From 1 on.
+            value: ``(C, h, w)``, see :class:`Offset`.
+        """
+        offset = Offset(value).train(self.training)
+        if node == self.wiring.num_nodes - 1:
+            self.output_offset = offset
+        else:
+            self.offsets[node - 1] = offset
+
+    def add_offset(self, node: int, value: Tensor) -> None:
+        """Add ``value`` to the constant of ``node``; arguments as for :meth:`set_offset`."""
+        offset = self.offset(node)
+        self.set_offset(node, merge(offset.value, value) if isinstance(offset, Offset) else value)
+
+    @property
+    def has_offsets(self) -> bool:
+        """Whether any constant is added."""
+        return any(isinstance(one, Offset) for one in (*self.offsets, self.output_offset))
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        place = next(self.parameters(), torch.empty(0))
+        names = {f'{prefix}output_offset.value': self.wiring.num_nodes - 1}
+        names |= {f'{prefix}offsets.{i}.value': i + 1 for i in range(len(self.offsets))}
+        for name in names.keys() & state_dict.keys():
+            value = torch.empty_like(state_dict[name], device=place.device)
+            self.set_offset(names[name], value)
+        super()._load_from_state_dict(state_dict, prefix, *args)

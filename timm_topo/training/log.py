@@ -10,8 +10,9 @@ from tqdm import tqdm
 
 from ..analysis.history import trim_edge_weights, write_edge_weights
 from ..analysis.routing import StageRouting
+from ..executors import evaluation_mode
 from ..extras import needs
-from ..stages import GraphStage, evaluation_mode
+from ..stages import Stage
 
 __all__ = ['RunLog', 'adjacency_image', 'prepare_folder', 'stages_of']
 
@@ -118,7 +119,7 @@ class RunLog:
         if weights := _edge_weights(model):
             write_edge_weights(self.folder, done, weights)
 
-    def _route(self, name: str, stage: GraphStage, route: StageRouting, epoch: int) -> None:
+    def _route(self, name: str, stage: Stage, route: StageRouting, epoch: int) -> None:
         """Per stage and image: open edges, computed nodes; per edge: spread, threshold."""
         for key, counts in (('open_edges', route.open_edges), ('nodes', route.computed_nodes)):
             counts = counts.float()
@@ -152,12 +153,12 @@ def _edge_weights(
     return weights
 
 
-def stages_of(model: nn.Module) -> dict[str, GraphStage]:
+def stages_of(model: nn.Module) -> dict[str, Stage]:
     """Graph stages by name; none for a plain timm model."""
-    return {n: module for n, module in model.named_modules() if isinstance(module, GraphStage)}
+    return {n: module for n, module in model.named_modules() if isinstance(module, Stage)}
 
 
-def adjacency_image(stage: GraphStage, weights: Tensor, pixels: int = 8) -> Tensor:
+def adjacency_image(stage: Stage, weights: Tensor, pixels: int = 8) -> Tensor:
     """Adjacency matrix as an image, rows = targets, as in TopoNet's Fig. 3.
 
     Args:

@@ -22,7 +22,7 @@ from ..analysis.prune import DisconnectedError, edge_weights, prune
 from ..analysis.tables import group, mean_and_spread, read_csv, text_table, write_csv
 from ..checkpoint import load, save
 from ..data import load_dataset
-from ..stages import GraphStage, graph_stages
+from ..stages import Stage, graph_stages
 from .evaluate import accuracy, image_mode
 from .loop import train
 from .series import FREE, pending
@@ -100,7 +100,7 @@ class Study:
                     data[0]
         with torch.device('meta'):
             model = timm.create_model(self.options.model, **self.options.model_kwargs)
-        stages = [module for module in model.modules() if isinstance(module, GraphStage)]
+        stages = [module for module in model.modules() if isinstance(module, Stage)]
         if len(stages) != 1 or stages[0].needs_context:
             raise ValueError(
                 f'a study is about networks of one graph with static weights, such as dagnet60; '
