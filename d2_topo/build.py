@@ -7,6 +7,8 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, META_ARCH_REGISTRY
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 
+from timm_topo.checkpoint import migrate
+
 from .backbone import TopoBackbone
 from .meta_arch import TopologyLoss
 
@@ -44,7 +46,11 @@ def build_topo_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TopoBackbone:
     twice = sorted(options.keys() & topo.KWARGS.keys())
     if twice:
         raise ValueError(f'MODEL.TOPO.KWARGS has {twice}, for which there are keys of their own')
-    return TopoBackbone(topo.NAME, topo.OUT_FEATURES, **options, **topo.KWARGS)
+    network = {'architecture': topo.NAME, 'model_args': dict(topo.KWARGS)}
+    network = migrate(network, topo.FORMAT, 'MODEL.TOPO')
+    return TopoBackbone(
+        network['architecture'], topo.OUT_FEATURES, **options, **network['model_args']
+    )
 
 
 @BACKBONE_REGISTRY.register()

@@ -2,6 +2,8 @@
 
 from detectron2.config import CfgNode
 
+from timm_topo.checkpoint import FORMAT
+
 __all__ = ['add_topo_config']
 
 
@@ -17,6 +19,9 @@ def add_topo_config(cfg: CfgNode) -> None:
     # Options of the model: wiring, connectivity, base (for 'rewired')... In a file: yacs takes no
     # new keys on the command line.
     topo.KWARGS = CfgNode(new_allowed=True)
+    # Format of NAME and KWARGS: of today, unless a config.yaml that was written with a detector
+    # tells an older one.
+    topo.FORMAT = FORMAT
     # Whether timm fetches the weights it has under this name.
     topo.PRETRAINED = False
     # Subset of res2 (stride 4), res3, res4, res5 (stride 32).

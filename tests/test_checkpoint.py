@@ -1,10 +1,12 @@
 """Saved networks: back bit for bit, or one error that names the file."""
 
 import copy
+import inspect
 import json
 import os
 import pickle
 import shutil
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,8 +19,18 @@ from torch import nn
 import timm_topo
 from timm_topo import checkpoint, generators
 from timm_topo.analysis.prune import freeze_edge_weights, prune
-from timm_topo.checkpoint import load, read_checkpoint, save, saved_config
+from timm_topo.checkpoint import (
+    FORMAT,
+    checkpoint_origin,
+    describe,
+    graphs_of,
+    load,
+    read_checkpoint,
+    save,
+    saved_config,
+)
 from timm_topo.connectivity.learned import AlphaConnectivity
+from timm_topo.training.restore import restore
 
 RULES = ['alpha', 'fixed', 'sigmoid', 'tanh']
 WIRINGS = {
@@ -112,8 +124,8 @@ def test_rules_that_differ_by_stage_and_their_options_come_back(tiny, tmp_path):
     rules = [{'name': 'alpha', 'init': 0.25}, 'tanh']
     loaded = load(save(tiny(connectivity=rules), tmp_path / 'net'))
     assert loaded.topology()['connectivity'] == [
-        {'name': 'alpha', 'init': 0.25},
-        {'name': 'tanh', 'init': 0.5},
+        {'name': 'alpha', 'init': 0.25, 'weigh_sole': True, 'mean_output': False},
+        {'name': 'tanh', 'init': 0.5, 'weigh_sole': True, 'mean_output': False},
     ]
     loaded.init_weights()
     assert (loaded.stages[0].connectivity.edge_weights() == 0.25).all()
@@ -436,10 +448,10 @@ def test_a_newer_format_asks_for_an_upgrade(saved):
     )
 
 
-@pytest.mark.parametrize('format_', ['2', None])
+@pytest.mark.parametrize('format_', ['2', None, -1, True])
 def test_a_format_that_is_no_number_is_refused(saved, format_):
     edit_config(saved[1], timm_topo_format=format_)
-    assert_refused(saved[1], ValueError, 'format')
+    assert_refused(saved[1], ValueError, f'has format {format_!r}, not a number from 0 on')
 
 
 def test_a_wiring_with_a_cycle_is_refused(saved):
@@ -459,6 +471,74 @@ def test_weights_of_another_wiring_are_refused(saved, tiny, tmp_path):
     other = save(half_pruned(tiny()), tmp_path / 'other')
     shutil.copy(other / 'model.safetensors', saved[1])
     assert_refused(saved[1], ValueError, 'the weights do not fit the network')
+
+
+# -- formats --------------------------------------------------------------------------------------
+
+
+def test_the_config_tells_its_format(saved):
+    assert json.loads((saved[1] / 'config.json').read_text())['timm_topo_format'] == FORMAT
+
+
+@pytest.mark.parametrize(
+    'name',
+    ['test_toponet', 'test_dagnet', 'test_randwire', 'test_maskconnect_resnet',
+     'test_maskconnect_resnext', 'dgnet_resnet18', 'rewired'],
+)  # fmt: skip
+def test_all_options_are_saved_whatever_their_defaults(name):
+    """Those of training alone apart: dropout."""
+    with torch.device('meta'):
+        model = timm.create_model(name)
+    rewired = isinstance(model, timm_topo.models.Rewired)
+    made_by = timm_topo.rewire if rewired else type(model)
+    options = set(inspect.signature(made_by).parameters) - {'device', 'dtype', 'drop_rate', 'model'}
+    assert options | ({'base'} if rewired else set()) <= describe(model)['model_args'].keys()
+
+
+def renamed(old: str, new: str) -> Callable[[dict], dict]:
+    """A migration after which option ``old`` is called ``new``."""
+
+    def step(network: dict) -> dict:
+        network['model_args'][new] = network['model_args'].pop(old)
+        return network
+
+    return step
+
+
+@pytest.mark.parametrize(('number', 'name'), [(None, 'a'), (0, 'a'), (1, 'b'), (2, 'stem_width')])
+def test_a_network_of_an_older_format_computes_the_same(saved, monkeypatch, number, name):
+    """Step by step from its own format on; what is saved again is of today's."""
+    model, folder = saved
+    config = json.loads((folder / 'config.json').read_text())
+    config['model_args'][name] = config['model_args'].pop('stem_width')
+    del config['timm_topo_format']
+    if number is not None:
+        config['timm_topo_format'] = number
+    (folder / 'config.json').write_text(json.dumps(config))
+    steps = (renamed('a', 'b'), renamed('b', 'stem_width'))
+    monkeypatch.setattr(checkpoint, 'MIGRATIONS', steps)
+    monkeypatch.setattr(checkpoint, 'FORMAT', 2)
+    assert_same(load(folder), model)
+    assert json.loads((folder / 'config.json').read_text()) == config
+    assert checkpoint_origin(folder).graphs == graphs_of(model)
+    again = saved_config(save(load(folder), folder))
+    assert (again['timm_topo_format'], again['model_args']['stem_width']) == (2, 4)
+
+
+def test_a_description_in_a_checkpoint_of_a_training_is_migrated(saved, tmp_path, monkeypatch):
+    model, file = saved[0], tmp_path / 'last.pth.tar'
+    network = describe(model)
+    network['model_args']['b'] = network['model_args'].pop('stem_width')
+    torch.save({'state_dict': model.state_dict(), 'task_state': {'network': network}}, file)
+    monkeypatch.setattr(checkpoint, 'MIGRATIONS', (None, renamed('b', 'stem_width')))
+    monkeypatch.setattr(checkpoint, 'FORMAT', 2)
+    assert_same(restore(file), model)
+    assert checkpoint_origin(file).graphs == graphs_of(model)
+    monkeypatch.setattr(checkpoint, 'FORMAT', 0)
+    with pytest.raises(
+        ValueError, match=r'last\.pth\.tar has format 1, this version reads up to 0'
+    ):
+        restore(file)
 
 
 # -- checkpoints ----------------------------------------------------------------------------------

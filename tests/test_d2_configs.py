@@ -29,6 +29,7 @@ from d2_topo import (
     topo_optimizer_params,
 )
 from d2_topo.backbone import topo_backbone
+from timm_topo import checkpoint
 
 FOLDER = Path(__file__).parents[1] / 'configs' / 'detection'
 NAMES = sorted(path.stem for path in FOLDER.glob('*_1x.yaml'))
@@ -244,6 +245,23 @@ def test_options_of_the_network(tmp_path):
     assert [stage.wiring.num_nodes for stage in body.stages] == [3, 4, 5, 3]
 
 
+def test_a_config_written_with_a_detector_is_migrated(monkeypatch):
+    """As if an option had another name in the format that it tells."""
+    cfg = yaml(NAMES[0], *TINY)
+    cfg.MODEL.TOPO.KWARGS.nodes = [3, 4, 5, 3]
+    cfg = CfgNode.load_cfg(cfg.dump())
+    assert cfg.MODEL.TOPO.FORMAT == checkpoint.FORMAT
+
+    def step(network: dict) -> dict:
+        network['model_args']['num_nodes'] = network['model_args'].pop('nodes')
+        return network
+
+    monkeypatch.setattr(checkpoint, 'MIGRATIONS', (*checkpoint.MIGRATIONS, step))
+    monkeypatch.setattr(checkpoint, 'FORMAT', checkpoint.FORMAT + 1)
+    body = topo_backbone(build_model(cfg)).model
+    assert [stage.wiring.num_nodes for stage in body.stages] == [3, 4, 5, 3]
+
+
 def test_preprocessing_of_the_detector_reaches_the_backbone():
     """detectron2's own default, BGR with Caffe's mean, gives the features of timm's."""
     torch.manual_seed(0)
@@ -312,6 +330,7 @@ def test_detectron2_counts_the_flops_of_a_detector(caplog):
         (['MODEL.FPN.IN_FEATURES', ['res2', 'res3', 'res4']], r'with res5 for the coarsest levels'),
         (['MODEL.BACKBONE.FREEZE_AT', 7], r'freeze_at must be one of 0 .* got 7'),
         (['MODEL.TOPO.NORM', 'LN'], r"unknown norm 'LN'"),
+        (['MODEL.TOPO.FORMAT', checkpoint.FORMAT + 1], r'MODEL\.TOPO has format .* upgrade'),
         (['INPUT.FORMAT', 'L'], r'does not fit images of 1 channels'),
     ],
 )  # fmt: skip

@@ -1,15 +1,20 @@
 """What earlier versions saved loads and computes the same: see golden/saved/README.md."""
 
+import argparse
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
+import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
 import timm_topo
+from timm_topo import checkpoint
 from timm_topo.analysis.history import read_snapshot
 from timm_topo.analysis.prune import edge_weights
 from timm_topo.training.restore import restore
@@ -43,7 +48,13 @@ def by_timm(folder: Path) -> torch.nn.Module:
     return timm.create_model(f'local-dir:{folder}', pretrained=True)
 
 
-@pytest.mark.parametrize('read', [timm_topo.load, by_timm])
+def saved_again(folder: Path) -> torch.nn.Module:
+    """In the format of today, where all options are explicit."""
+    with tempfile.TemporaryDirectory() as scratch:
+        return by_timm(timm_topo.save(timm_topo.load(folder), Path(scratch) / 'net'))
+
+
+@pytest.mark.parametrize('read', [timm_topo.load, by_timm, saved_again])
 @pytest.mark.parametrize('folder', NETWORKS, ids=lambda folder: folder.name)
 @torch.no_grad()
 def test_a_saved_network_computes_what_it_did(folder, read):
@@ -75,6 +86,45 @@ def test_a_checkpoint_of_timms_training_computes_what_it_did():
     output = restore(SAVED / 'timm_training' / 'last.pth.tar')(pictures())
     expected = load_file(SAVED / 'networks' / 'static' / 'expected.safetensors')['output']
     torch.testing.assert_close(output, expected, rtol=0, atol=1e-4 * expected.abs().max().item())
+
+
+#: By folder: an option, and where it stands among those of the training.
+OPTIONS = {
+    'run': ('model_kwargs', 'stem_width'),
+    'run_rewired': ('rewire_kwargs', 'exact'),
+    'timm_training': ('model_kwargs', 'stem_width'),
+}
+
+
+@pytest.mark.filterwarnings('ignore:.*re-wired is another function')
+@pytest.mark.parametrize('name', OPTIONS)
+@torch.no_grad()
+def test_options_of_older_trainings_are_migrated(name, tmp_path, monkeypatch):
+    """As if one had been a list, before formats had numbers."""
+    place, option = OPTIONS[name]
+
+    def older(options: dict) -> dict:
+        return {**options, place: {**options[place], option: [options[place][option]]}}
+
+    def step(network: dict) -> dict:
+        args = dict(network['model_args'])
+        if option in args:
+            (args[option],) = args[option]
+        return {**network, 'model_args': args}
+
+    folder = shutil.copytree(SAVED / name, tmp_path / name)
+    if name == 'timm_training':
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            stored = torch.load(folder / 'last.pth.tar', weights_only=True)
+        stored['args'] = argparse.Namespace(**older(vars(stored['args'])))
+        torch.save(stored, folder / 'last.pth.tar')
+    else:
+        options = yaml.safe_load((folder / 'args.yaml').read_text())
+        (folder / 'args.yaml').write_text(yaml.safe_dump(older(options)))
+    x = pictures(3 if name == 'timm_training' else 1)
+    expected = restore(SAVED / name / 'last.pth.tar')(x)
+    monkeypatch.setattr(checkpoint, 'MIGRATIONS', (step,))
+    assert torch.equal(restore(folder / 'last.pth.tar')(x), expected)
 
 
 @torch.no_grad()

@@ -14,6 +14,8 @@ from timm.task.classification import ClassificationTask
 from torch import Tensor, nn
 
 import timm_topo  # noqa: F401  registers the models
+from timm_topo.analysis.prune import freeze_edge_weights, prune
+from timm_topo.checkpoint import build_described
 from timm_topo.connectivity import exempt_from_weight_decay
 from timm_topo.connectivity.learned import AlphaConnectivity
 from timm_topo.task import TopoTask
@@ -328,3 +330,25 @@ def test_exempt_edge_weights_follow_the_schedule_of_their_group():
     rates = {name: lr for name, (_, lr) in options(optimizer, model).items()}
     assert rates['stages.0.connectivity.alpha'] == pytest.approx(0.025)
     assert rates['stages.1.connectivity.alpha'] == pytest.approx(0.05)
+
+
+# -- checkpoints ----------------------------------------------------------------------------------
+
+
+def test_checkpoints_hold_a_description_of_the_network():
+    model = tiny(connectivity=['alpha', 'tanh'])
+    with torch.no_grad():
+        model.stages[1].connectivity.alpha[3] = 0
+    model = freeze_edge_weights(prune(model, threshold=0)[0])
+    state = TopoTask(model, device=torch.device('cpu'), verbose=False).get_checkpoint_state()
+    again = build_described(state['task_state']['network'])
+    again.load_state_dict(state['state_dict'])
+    x, _ = batch()
+    assert torch.equal(again.eval()(x), model.eval()(x))
+    assert again.topology() == model.topology()
+
+
+def test_a_network_without_a_description_is_trained_all_the_same(caplog):
+    task = TopoTask(nn.Linear(2, 2), device=torch.device('cpu'), verbose=False)
+    assert task.get_checkpoint_state().keys() == {'state_dict'}
+    assert 'does not tell of which network it is' in caplog.text

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 import timm_topo
 from timm_topo.analysis.history import read_edge_weights
 from timm_topo.analysis.prune import prune
+from timm_topo.checkpoint import FORMAT
 from timm_topo.connectivity import build_connectivity
 from timm_topo.data import Portion, load_dataset
 from timm_topo.models.toponet import TopoNet
@@ -131,13 +132,23 @@ def test_a_run_writes_its_options(finished):
     options = yaml.safe_load((finished['folder'] / 'args.yaml').read_text())
     assert (options['seed'], options['epochs'], options['dataset']) == (5, 3, 'idx')
     assert options['model_kwargs']['widths'] == [4, 6]
+    assert options.pop('timm_topo_format') == FORMAT
     assert options.keys() == vars(parse_args([])).keys() - {'config'}
 
 
 def test_the_options_that_a_run_writes_are_a_config(finished):
     again = vars(parse_args(['-c', str(finished['folder'] / 'args.yaml')]))
     options = yaml.safe_load((finished['folder'] / 'args.yaml').read_text())
+    del options['timm_topo_format']
     assert {key: again[key] for key in options} == options
+
+
+def test_options_of_a_newer_format_are_refused(tmp_path, capsys):
+    (tmp_path / 'args.yaml').write_text(f'timm_topo_format: {FORMAT + 1}\n')
+    with pytest.raises(SystemExit):
+        parse_args(['-c', str(tmp_path / 'args.yaml')])
+    error = f'args.yaml has format {FORMAT + 1}, this version reads up to {FORMAT}: upgrade'
+    assert error in capsys.readouterr().err
 
 
 def test_the_summary_has_one_header_and_a_row_per_epoch(finished):

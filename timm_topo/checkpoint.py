@@ -2,8 +2,9 @@
 
 A saved network is a folder with ``model.safetensors`` and ``config.json``. The config names the
 architecture and holds every stage's wiring as an explicit edge list, so that a pruned or random
-network is rebuilt as it was. timm alone reads it: ``timm.create_model('local-dir:FOLDER',
-pretrained=True)``.
+network is rebuilt as it was, and all options of network and rules, those by default too. timm alone
+reads it: ``timm.create_model('local-dir:FOLDER', pretrained=True)``; where options were renamed
+since, :func:`load` does.
 """
 
 import argparse
@@ -11,7 +12,7 @@ import copy
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from pathlib import Path
 import timm
 import torch
 from safetensors import SafetensorError
-from timm.models import load_state_dict, save_for_hf
+from timm.models import PretrainedCfg, get_model_args, load_state_dict, save_for_hf
 from torch import Tensor, nn
 
 from .connectivity import connectivity_name
@@ -27,21 +28,121 @@ from .models.base import GraphNet
 from .stages import graph_stages
 
 __all__ = [
+    'FORMAT',
+    'FORMAT_KEY',
     'Origin',
+    'build_described',
+    'check_format',
     'checkpoint_origin',
+    'describe',
     'graphs_of',
     'load',
+    'migrate',
     'read_checkpoint',
     'save',
     'saved_config',
+    'stored_network',
     'training_options',
 ]
 
 if not hasattr(torch.serialization, 'safe_globals'):  # torch 2.4, where timm cannot allow it
     torch.serialization.add_safe_globals([argparse.Namespace])  # options of timm's training
 
-#: Rises when a saved network stops being readable by older versions of this package.
-FORMAT = 1
+
+def _with_number(network: dict) -> dict:
+    """Format 1 tells its number."""
+    return network
+
+
+#: ``MIGRATIONS[n]`` turns a description of format n, a dict with ``architecture`` and
+#: ``model_args``, into one of format n + 1. A change of an option's name, default or meaning, a
+#: rule's too, needs one more step, which writes what was meant before:
+#: ``args.setdefault('node', 'sepconv')``. Options of trainings, and networks that were saved before
+#: all options were, have those that were given. Steps that are there never change.
+MIGRATIONS: tuple[Callable[[dict], dict], ...] = (_with_number,)
+
+#: What is written today. Older versions of this package refuse it, where it is newer than theirs.
+FORMAT = len(MIGRATIONS)
+FORMAT_KEY = 'timm_topo_format'
+
+
+def check_format(number: int, source: str | Path) -> int:
+    """The number of a format that can be read; ``source`` is for the error.
+
+    Raises:
+        ValueError: It is none, or newer than this version.
+    """
+    if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+        raise ValueError(f'{source} has format {number!r}, not a number from 0 on')
+    if number > FORMAT:
+        raise ValueError(
+            f'{source} has format {number}, this version reads up to {FORMAT}: upgrade timm_topo'
+        )
+    return number
+
+
+def migrate(network: Mapping, number: int, source: str | Path) -> dict:
+    """A description of a network in the format of today.
+
+    Args:
+        network: ``architecture``, ``model_args`` and whatever else; left as it is.
+        number: Its format; 0 where it has no number.
+        source: Where it is from, for the error.
+
+    Raises:
+        ValueError: As for :func:`check_format`.
+    """
+    network = copy.deepcopy(dict(network))
+    for step in MIGRATIONS[check_format(number, source) :]:
+        network = step(network)
+    return network
+
+
+def describe(model: nn.Module) -> dict:
+    """What :func:`build_described` builds the same network from, JSON-ready: no weights.
+
+    Raises:
+        TypeError: ``model`` does not come from ``timm.create_model``.
+        ValueError: A rule without a name, or an option that is not JSON-ready.
+    """
+    _check_whole(model)
+    options = get_model_args(model, model.topology() if hasattr(model, 'topology') else None)
+    cfg = PretrainedCfg(**model.pretrained_cfg).to_dict(remove_source=True)
+    network = {
+        'architecture': cfg.pop('architecture'),
+        'model_args': options,
+        'pretrained_cfg': cfg,
+        FORMAT_KEY: FORMAT,
+    }
+    try:
+        return json.loads(json.dumps(network))
+    except TypeError as error:
+        raise ValueError(
+            f'{network["architecture"]} has an option that JSON has not: {error}'
+        ) from None
+
+
+def build_described(network: dict, weights: str | Path | None = None, **kwargs) -> nn.Module:
+    """The network of a description in the format of today.
+
+    Args:
+        network: As :func:`describe`, :func:`saved_config` and :func:`stored_network` give it.
+        weights: The folder of its ``model.safetensors``, which ``pretrained=True`` loads.
+        **kwargs: For ``timm.create_model``.
+    """
+    source = {'file': weights and str(weights), 'source': weights and 'local-dir'}
+    overlay = {**source, **(kwargs.pop('pretrained_cfg_overlay', None) or {})}
+    with tempfile.TemporaryDirectory() as folder:  # the one stored may be of an older format
+        Path(folder, 'config.json').write_text(json.dumps(network), encoding='utf-8')
+        return timm.create_model(f'local-dir:{folder}', pretrained_cfg_overlay=overlay, **kwargs)
+
+
+def _check_whole(model: nn.Module) -> None:
+    named = getattr(model, 'pretrained_cfg', {}).get('architecture')
+    if not named or not hasattr(model, 'num_classes'):
+        raise TypeError(
+            f'save needs a whole model from timm.create_model, got {type(model).__name__}'
+        )
 
 
 def save(
@@ -67,11 +168,7 @@ def save(
         TypeError: ``model`` does not come from ``timm.create_model``.
     """
     folder = Path(folder).resolve()
-    named = getattr(model, 'pretrained_cfg', {}).get('architecture')
-    if not named or not hasattr(model, 'num_classes'):
-        raise TypeError(
-            f'save needs a whole model from timm.create_model, got {type(model).__name__}'
-        )
+    _check_whole(model)
     if folder.exists() and not _is_ours(folder):
         raise FileExistsError(f'{folder} exists and holds no saved network; choose another folder')
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -82,7 +179,7 @@ def save(
             copy.deepcopy(model).to(memory_format=torch.contiguous_format),
             new,
             model_config={
-                'timm_topo_format': FORMAT,
+                FORMAT_KEY: FORMAT,
                 'label_names': list(label_names) if label_names else None,
             },
             model_args=model.topology() if hasattr(model, 'topology') else None,
@@ -115,7 +212,7 @@ def _is_ours(folder: Path) -> bool:
 
 
 def saved_config(folder: str | Path) -> dict:
-    """The config of a saved network.
+    """The config of a saved network, in the format of today.
 
     Raises:
         FileNotFoundError: ``folder`` or one of its two files is missing.
@@ -131,14 +228,7 @@ def saved_config(folder: str | Path) -> dict:
         raise ValueError(f'{folder / "config.json"} is not JSON: {error}') from None
     if not isinstance(config, dict) or not isinstance(config.get('architecture'), str):
         raise ValueError(f'{folder / "config.json"} names no architecture')
-    version = config.get('timm_topo_format', FORMAT)
-    if not isinstance(version, int):
-        raise ValueError(f'{folder / "config.json"} has format {version!r}, not a number')
-    if version > FORMAT:
-        raise ValueError(
-            f'{folder} has format {version}, this version reads up to {FORMAT}: upgrade timm_topo'
-        )
-    return config
+    return {**migrate(config, config.get(FORMAT_KEY, 0), folder), FORMAT_KEY: FORMAT}
 
 
 def load(folder: str | Path, **kwargs) -> nn.Module:
@@ -158,7 +248,7 @@ def load(folder: str | Path, **kwargs) -> nn.Module:
         raise ValueError(f'{folder} holds a {config["architecture"]!r}, which timm does not know')
     kwargs.setdefault('pretrained', True)
     try:
-        return timm.create_model(f'local-dir:{folder}', **kwargs)
+        return build_described(config, folder, **kwargs)
     except SafetensorError as error:
         raise ValueError(f'{folder}/model.safetensors is truncated or damaged: {error}') from None
     except RuntimeError as error:
@@ -240,11 +330,15 @@ def checkpoint_origin(path: str | Path) -> Origin:
         )
     if not path.is_file():
         raise FileNotFoundError(f'checkpoint {path} does not exist')
-    args = training_options(path)
+    args, network = training_options(path), stored_network(path)
+    if network:
+        graphs = _saved_graphs(network['model_args'])
+        return Origin(path, network['architecture'], graphs, args.get('mean'), args.get('std'))
     name, kwargs = args.get('model'), args.get('model_kwargs') or {}
     if args.get('from_saved') or not name or not timm.is_model(name):  # ':' stands for anything
         return Origin(path, None, None, args.get('mean'), args.get('std'))
-    name = name.split('.')[0]
+    network = migrate({'architecture': name.split('.')[0], 'model_args': kwargs}, 0, path)
+    name, kwargs = network['architecture'], network['model_args']
     with torch.device('meta'):
         graphs = graphs_of(timm.create_model(name, **kwargs))
     return Origin(path, name, graphs, args.get('mean'), args.get('std'))
@@ -273,6 +367,23 @@ def _saved_graphs(topology: dict) -> list[dict] | None:
 
 def training_options(path: Path) -> dict:
     """The command line options that timm's training stored with the weights; none if it did not."""
+    args = _stored(path).get('args')
+    return vars(args) if isinstance(args, argparse.Namespace) else {}
+
+
+def stored_network(path: Path) -> dict | None:
+    """The description that :class:`timm_topo.task.TopoTask` stored with the weights, if it did.
+
+    Raises:
+        ValueError: It is of a newer format.
+    """
+    state = _stored(path).get('task_state')
+    network = state.get('network') if isinstance(state, dict) else None
+    return migrate(network, network.get(FORMAT_KEY), path) if isinstance(network, dict) else None
+
+
+def _stored(path: Path) -> dict:
+    """What a checkpoint of a training holds, tensors without values; nothing of other files."""
     if path.suffix == '.safetensors':
         return {}
     known = getattr(torch.serialization, 'safe_globals', lambda _: nullcontext())
@@ -281,5 +392,4 @@ def training_options(path: Path) -> dict:
             stored = torch.load(path, map_location='meta', weights_only=True)
     except Exception:  # read_checkpoint says what is wrong with it
         return {}
-    args = stored.get('args') if isinstance(stored, dict) else None
-    return vars(args) if isinstance(args, argparse.Namespace) else {}
+    return stored if isinstance(stored, dict) else {}

@@ -2,10 +2,13 @@
 
 import logging
 from contextlib import nullcontext
+from typing import Any
 
 from timm.task import ClassificationTask
+from timm.utils import unwrap_model
 from torch import Tensor, nn
 
+from .checkpoint import describe
 from .executors import record_adjacency
 from .sparsity import check_sparsity, sparsity_loss
 from .stages import graph_stages
@@ -46,6 +49,16 @@ class TopoTask(ClassificationTask):
         if self.device.type == 'cpu':
             device_ids = None
         return super().prepare_distributed(device_ids, **ddp_kwargs)
+
+    def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
+        """What checkpoints hold beside weights: a description of the network, ``network``."""
+        if ema:
+            return {}
+        try:
+            return {'network': describe(unwrap_model(self.get_trainable_module()))}
+        except (TypeError, ValueError) as error:
+            _logger.warning(f'the checkpoint does not tell of which network it is: {error}')
+            return {}
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
         """One batch.

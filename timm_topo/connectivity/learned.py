@@ -43,11 +43,7 @@ class LearnedConnectivity(StaticConnectivity):
         for name, flag in (('weigh_sole', weigh_sole), ('mean_output', mean_output)):
             if not isinstance(flag, bool):
                 raise TypeError(f'{name} must be True or False, got {flag!r}')
-        self.options = {'init': init}
-        if not weigh_sole:
-            self.options['weigh_sole'] = False
-        if mean_output:
-            self.options['mean_output'] = True
+        self.options = {'init': init, 'weigh_sole': weigh_sole, 'mean_output': mean_output}
         self.all_learned = weigh_sole and not mean_output
         self._unsquashed_init = self.unsquash(init)
         self.unlearned = [degree == 1 and not weigh_sole for degree in wiring.in_degrees]
@@ -109,7 +105,7 @@ class LearnedConnectivity(StaticConnectivity):
         if not self.all_learned:
             nn.init.ones_(self.constant)
             degree = self.wiring.in_degrees[-1]
-            if self.options.get('mean_output') and degree > 0:
+            if self.options['mean_output'] and degree > 0:
                 with torch.no_grad():
                     self.constant[-degree:] = 1 / degree
 

@@ -1,17 +1,21 @@
 """What every network with graph stages can do, whoever wrote the rest of it."""
 
+import inspect
 from collections.abc import Callable
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import ClassifierHead, get_norm_layer
-from timm.models import named_apply
+from timm.models import build_model_with_cfg, named_apply
 from torch import Tensor, nn
 
 from ..connectivity import connectivity_spec, undecayed_parameters
 from ..sparsity import sparsity_loss
 from ..stages import graph_stages
 
-__all__ = ['ClassifierNet', 'GraphNet', 'imagenet_cfg', 'norm_class', 'per_stage']
+__all__ = [
+    'ClassifierNet', 'GraphNet', 'build_network', 'imagenet_cfg', 'norm_class', 'note_options',
+    'per_stage',
+]  # fmt: skip
 
 
 class GraphNet:
@@ -91,6 +95,30 @@ class ClassifierNet(GraphNet, nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
+
+
+def build_network(
+    cls: type[ClassifierNet], variant: str, pretrained: bool, options: dict, **machinery
+) -> nn.Module:
+    """timm's ``build_model_with_cfg`` of a network of ours, with all its options noted.
+
+    Args:
+        cls: The class.
+        variant: Registered name.
+        pretrained: Whether to load weights.
+        options: For the class, and for timm.
+        **machinery: For timm.
+    """
+    model = build_model_with_cfg(cls, variant, pretrained, **machinery, **options)
+    default = {name: option.default for name, option in inspect.signature(cls).parameters.items()}
+    return note_options(model, {name: options.get(name, default[name]) for name in default})
+
+
+def note_options(model: nn.Module, options: dict) -> nn.Module:
+    """Have all ``options`` saved with ``model``, those by default too: defaults may change."""
+    placement = ('device', 'dtype')
+    model._model_args = {name: v for name, v in options.items() if name not in placement}
+    return model
 
 
 def per_stage(name: str, value, depth: int) -> list:

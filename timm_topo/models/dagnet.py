@@ -8,7 +8,7 @@ leaves the network its data set needs.
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
 from ..connectivity import build_connectivity
@@ -17,7 +17,7 @@ from ..nodes import NODES
 from ..sparsity import check_sparsity, check_sparsity_weight
 from ..stages import CrossStageGraph, jumps
 from ..wiring import Wiring
-from .base import imagenet_cfg, norm_class, per_stage
+from .base import build_network, imagenet_cfg, norm_class, per_stage
 from .cross_stage import CrossStageNet
 
 __all__ = ['DagNet']
@@ -155,12 +155,12 @@ def _dagnet(variant: str, pretrained: bool, defaults: dict, overrides: dict) -> 
     explicit = overrides.get('wiring')
     if not {'num_nodes', 'node_ids'} & set(overrides) and is_explicit(explicit):
         kwargs['num_nodes'] = make_wiring(per_stage('wiring', explicit, 1)[0]).num_nodes
-    return build_model_with_cfg(
+    return build_network(
         DagNet,
         variant,
         pretrained,
+        kwargs,
         feature_cfg=dict(feature_cls='getter', out_indices=_existing_levels(kwargs)),
-        **kwargs,
     )
 
 

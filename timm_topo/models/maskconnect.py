@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock
 from torch import nn
 
@@ -12,7 +12,7 @@ from ..nodes import ConvNorm, Subsample
 from ..sparsity import check_sparsity, check_sparsity_weight
 from ..stages import CrossStageGraph, jumps
 from ..wiring import Wiring
-from .base import norm_class, per_stage
+from .base import build_network, norm_class, per_stage
 from .cross_stage import CrossStageNet
 from .masking import (
     BY_RULE,
@@ -181,12 +181,12 @@ def _create(variant: str, pretrained: bool, defaults: dict, overrides: dict) -> 
         'num_classes': default_cfgs[variant].default.num_classes,
         **defaults, **overrides, **fan_in_left(overrides),
     }  # fmt: skip
-    return build_model_with_cfg(
+    return build_network(
         MaskConnectResNet,
         variant,
         pretrained,
+        kwargs,
         feature_cfg=dict(feature_cls='getter', out_indices=tuple(range(_levels_left(kwargs)))),
-        **kwargs,
     )
 
 

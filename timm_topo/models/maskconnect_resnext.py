@@ -7,7 +7,7 @@ exactly.
 import re
 from collections.abc import Callable, Sequence
 
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ..connectivity import build_connectivity
@@ -16,7 +16,7 @@ from ..nodes import BranchBlock, ConvNorm
 from ..sparsity import check_sparsity, check_sparsity_weight
 from ..stages import BranchGraph, layered, node_maps
 from ..wiring import Wiring
-from .base import ClassifierNet, imagenet_cfg, norm_class, per_stage
+from .base import ClassifierNet, build_network, imagenet_cfg, norm_class, per_stage
 from .levels import take_indices
 from .masking import (
     BY_RULE,
@@ -308,13 +308,13 @@ def _create(variant: str, pretrained: bool, defaults: dict, overrides: dict) -> 
             f"features of {variant} come from feature_cls='getter', not "
             f'{kwargs["feature_cls"]!r}: no module returns what lies between two blocks'
         )
-    return build_model_with_cfg(
+    return build_network(
         MaskConnectResNeXt,
         variant,
         pretrained,
+        kwargs,
         pretrained_filter_fn=checkpoint_filter_fn,
         feature_cfg=dict(feature_cls='getter', out_indices=tuple(range(levels))),
-        **kwargs,
     )
 
 

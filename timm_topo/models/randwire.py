@@ -7,7 +7,7 @@ are these networks, ``randwire_complete_small`` has the complete graph in their 
 
 from collections.abc import Callable, Sequence
 
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
 from ..connectivity import build_connectivity
@@ -16,7 +16,7 @@ from ..nodes import ConvNorm, SepConvNode
 from ..sparsity import check_sparsity, check_sparsity_weight
 from ..stages import GraphStage
 from ..wiring import Wiring
-from .base import imagenet_cfg, norm_class, per_stage
+from .base import build_network, imagenet_cfg, norm_class, per_stage
 from .staged import StagedNet
 
 __all__ = ['RandWire']
@@ -176,12 +176,12 @@ def _create(variant: str, pretrained: bool, defaults: dict, overrides: dict) -> 
     if 'num_nodes' not in overrides and is_explicit(overrides.get('wiring')):
         kwargs['num_nodes'] = None  # the graphs say how many
     out_indices = kwargs.pop('out_indices', (0, 1, 2, 3))
-    return build_model_with_cfg(
+    return build_network(
         RandWire,
         variant,
         pretrained,
+        kwargs,
         feature_cfg=dict(feature_cls='getter', out_indices=out_indices),
-        **kwargs,
     )
 
 

@@ -24,6 +24,7 @@ from torch import nn
 from ..generators import make_wiring
 from ..sparsity import check_sparsity, check_sparsity_weight
 from ..stages import GraphStage, graph_stages
+from .base import note_options
 from .families import Rewired, is_new, replaced
 from .surgery import rewire_stages
 
@@ -86,12 +87,12 @@ def rewire(
     _check_same(model, network, exact)
     network.sparsity, network.sparsity_weight = sparsity, sparsity_weight
     network.pretrained_cfg = network.default_cfg = {**cfg, 'architecture': 'rewired'}
-    network._model_args = {
+    options = {
         **args, 'base': network.base, 'projection': projection, 'exact': exact,
         'sparsity': sparsity, 'sparsity_weight': sparsity_weight,
         'projected_entry': projected_entry,
     }  # fmt: skip
-    return network
+    return note_options(network, options)
 
 
 def unwire(model: nn.Module) -> nn.Module:
@@ -264,7 +265,7 @@ def create_rewired(variant: str, pretrained: bool, defaults: dict, overrides: di
             feature_cfg['out_indices'] = tuple(range(len(network.feature_info)))
         return network
 
-    return build_model_with_cfg(
+    model = build_model_with_cfg(
         build,
         variant,
         pretrained and not from_base,
@@ -273,6 +274,8 @@ def create_rewired(variant: str, pretrained: bool, defaults: dict, overrides: di
         feature_cfg=feature_cfg,
         **options,
     )
+    noted = {'base': base, **graph, 'sparsity': sparsity, 'sparsity_weight': sparsity_weight}
+    return note_options(model, noted)
 
 
 def _is_rewired(file: str | None) -> bool:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
 from ..connectivity import build_connectivity
@@ -12,7 +12,7 @@ from ..nodes import NODES, ConvNorm
 from ..sparsity import check_sparsity, check_sparsity_weight
 from ..stages import GraphStage
 from ..wiring import Wiring
-from .base import imagenet_cfg, norm_class, per_stage
+from .base import build_network, imagenet_cfg, norm_class, per_stage
 from .staged import StagedNet
 
 __all__ = ['TopoNet']
@@ -166,13 +166,13 @@ def create_toponet(variant: str, pretrained: bool, defaults: dict, overrides: di
         kwargs['num_nodes'] = None  # the graphs say how many
     levels = 1 + len(kwargs.get('widths', (128, 256, 512, 1024)))
     out_indices = kwargs.pop('out_indices', tuple(range(levels)))
-    return build_model_with_cfg(
+    return build_network(
         TopoNet,
         variant,
         pretrained,
+        kwargs,
         pretrained_filter_fn=checkpoint_filter_fn,
         feature_cfg=dict(out_indices=out_indices, flatten_sequential=True),
-        **kwargs,
     )
 
 

@@ -2,7 +2,7 @@
 
 import math
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +28,9 @@ from ..models import rewire
 from ..task import TopoTask
 from .log import RunLog, stages_of
 
-__all__ = ['Run', 'build', 'build_model', 'default_name']
+__all__ = ['Run', 'build', 'build_model', 'default_name', 'split_rewire_kwargs']
+
+_OF_REWIRE = ('wiring', 'projection', 'exact', 'sparsity', 'sparsity_weight', 'projected_entry')
 
 
 @dataclass
@@ -260,22 +262,26 @@ def _fitted(args: Namespace, options: dict) -> nn.Module:
     return build(fit_channels(build, args.fit_parameters))
 
 
+def split_rewire_kwargs(kwargs: Mapping) -> tuple[dict, dict]:
+    """``--rewire-kwargs``: options of :func:`timm_topo.rewire`, and options of the rule."""
+    options = {key: kwargs[key] for key in _OF_REWIRE if key in kwargs}
+    return options, {key: value for key, value in kwargs.items() if key not in _OF_REWIRE}
+
+
 def _rewire(args: Namespace, model: nn.Module) -> nn.Module:
     if args.rewire is None:
         if args.rewire_kwargs:
             raise ValueError(f'--rewire-kwargs {args.rewire_kwargs} need --rewire')
         return model
-    known = ('wiring', 'projection', 'exact', 'sparsity', 'sparsity_weight', 'projected_entry')
-    options = {key: args.rewire_kwargs[key] for key in known if key in args.rewire_kwargs}
-    of_rule = {key: value for key, value in args.rewire_kwargs.items() if key not in known}
+    options, of_rule = split_rewire_kwargs(args.rewire_kwargs)
     try:
         return rewire(model, {'name': args.rewire, **of_rule}, **options)
     except TypeError as error:
         if not of_rule:
             raise
         raise TypeError(
-            f'--rewire-kwargs {sorted(of_rule)} are no options of rewire ({", ".join(known)}) and '
-            f'not all of the rule {args.rewire!r}: {error}'
+            f'--rewire-kwargs {sorted(of_rule)} are no options of rewire ({", ".join(_OF_REWIRE)}) '
+            f'and not all of the rule {args.rewire!r}: {error}'
         ) from None
 
 

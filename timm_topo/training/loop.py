@@ -28,7 +28,7 @@ from torch import nn
 
 from ..analysis.history import snapshot_updates
 from ..analysis.routing import routing, routing_metrics
-from ..checkpoint import read_checkpoint, save
+from ..checkpoint import FORMAT, FORMAT_KEY, read_checkpoint, save
 from .build import Run, build, default_name
 from .evaluate import evaluate, sample
 from .log import RunLog, prepare_folder, stages_of
@@ -74,7 +74,7 @@ def train(args: Namespace) -> dict:
         if is_primary(args):
             folder.mkdir(parents=True, exist_ok=True)
             part = folder / '.args.yaml.part'
-            part.write_text(yaml.safe_dump(given), encoding='utf-8')
+            part.write_text(yaml.safe_dump({**given, FORMAT_KEY: FORMAT}), encoding='utf-8')
             part.replace(folder / 'args.yaml')
             run.log = RunLog(folder, start_epoch, not args.no_tensorboard)
             if start_epoch == 0:

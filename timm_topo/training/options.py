@@ -8,6 +8,8 @@ from pathlib import Path
 import yaml
 from timm.utils import ParseKwargs
 
+from ..checkpoint import FORMAT, FORMAT_KEY, check_format
+
 __all__ = ['build_parser', 'labelled', 'parse_args', 'positive']
 
 
@@ -247,12 +249,12 @@ def parse_args(
 
 
 def read_config(path: str | Path, parser: argparse.ArgumentParser) -> dict:
-    """Options from a YAML file, checked against the parser.
+    """Options from a YAML file, checked against the parser; without the number of its format.
 
     Raises:
         OSError: The file cannot be read.
         TypeError: A value is of the wrong type for its option.
-        ValueError: No YAML mapping, or an option that does not exist.
+        ValueError: No YAML mapping, an option that does not exist, or a newer format.
     """
     try:
         options = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
@@ -260,6 +262,7 @@ def read_config(path: str | Path, parser: argparse.ArgumentParser) -> dict:
         raise ValueError(f'{path} is not YAML: {error}') from None
     if not isinstance(options, dict):
         raise ValueError(f'{path} holds no options')
+    check_format(options.pop(FORMAT_KEY, FORMAT), path)
     actions = {action.dest: action for action in parser._actions}
     unknown = sorted(map(str, set(options) - (set(actions) - {'config', 'help'})))
     if unknown:

@@ -5,12 +5,22 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import timm
+import yaml
 from timm.data import resolve_input_data_config
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
-from ..checkpoint import load, read_checkpoint, saved_config, training_options
-from .build import build_model
+from ..checkpoint import (
+    FORMAT_KEY,
+    build_described,
+    load,
+    migrate,
+    read_checkpoint,
+    saved_config,
+    stored_network,
+    training_options,
+)
+from .build import build_model, split_rewire_kwargs
 from .options import build_parser, parse_args, read_config
 
 __all__ = ['restore']
@@ -26,8 +36,9 @@ def restore(
 
     Args:
         path: The folder of a saved network; that of a finished run of ``tools/train.py``; or a
-            ``.pth.tar``, ``.pth`` or ``.safetensors`` file. Checkpoints of timm's training and of
-            ours tell what network they are of (ours by ``args.yaml`` beside them).
+            ``.pth.tar``, ``.pth`` or ``.safetensors`` file. Checkpoints of our training, and of
+            timm's with ours, tell what network they are of; otherwise the options of timm's in
+            them do, or an ``args.yaml`` beside them.
         model: Name of the network, for a file that does not tell.
         model_kwargs: Its options.
 
@@ -58,10 +69,14 @@ def restore(
             f'{path} is no checkpoint: there is neither a folder nor a file of that name'
         )
     state = read_checkpoint(path)
-    args = _options(path, model, model_kwargs)
-    args.num_classes = args.num_classes or _classes(args, state)
+    described = stored_network(path) if model is None else None
+    args = _options(path, model, model_kwargs, described)
     try:
-        network = build_model(args, None)
+        if described:
+            network = build_described(described)
+        else:
+            args.num_classes = args.num_classes or _classes(args, state)
+            network = build_model(args, None)
         network.load_state_dict(state)
     except TypeError as error:
         raise ValueError(f'{path}: options do not fit {args.model}: {error}') from None
@@ -74,15 +89,20 @@ def restore(
     return network.eval()
 
 
-def _options(path: Path, model: str | None, model_kwargs: Mapping | None) -> argparse.Namespace:
-    """Options of the training that wrote the file."""
+def _options(
+    path: Path, model: str | None, model_kwargs: Mapping | None, described: dict | None
+) -> argparse.Namespace:
+    """Options of the training that wrote the file, in the format of today."""
     args = parse_args([])
     if model is None:
-        told = training_options(path)
+        told, number = training_options(path), 0
         beside = path.parent / 'args.yaml'
         if not told and beside.is_file():
             told = read_config(beside, build_parser())
-        if 'model' not in told:
+            number = yaml.safe_load(beside.read_text(encoding='utf-8')).get(FORMAT_KEY, 0)
+        if 'model' in told:
+            told = _migrated(told, number, path)
+        elif not described:
             raise ValueError(f'{path} does not tell of which network it is: give its name, --model')
         vars(args).update({name: told[name] for name in vars(args) if name in told})
         if told.get('in_chans') and not args.input_size:  # of timm's train.py
@@ -90,11 +110,27 @@ def _options(path: Path, model: str | None, model_kwargs: Mapping | None) -> arg
     else:
         args.model, args.model_kwargs = model, dict(model_kwargs or {})
         args.num_classes = args.model_kwargs.pop('num_classes', None)
+    if described:
+        args.model, args.from_saved = described['architecture'], None
     named = isinstance(args.model, str) and timm.is_model(args.model.split('.')[0])
     if not args.from_saved and not named:
         raise ValueError(f'{path} is of an unknown model {args.model!r}: see timm.list_models()')
     args.initial_checkpoint = ''
     return args
+
+
+def _migrated(told: Mapping, number: int, path: Path) -> dict:
+    """Options of a training, those of the network in the format of today."""
+    network = {'architecture': told['model'], 'model_args': told.get('model_kwargs') or {}}
+    network = migrate(network, number, path)
+    told = {**told, 'model': network['architecture'], 'model_kwargs': network['model_args']}
+    if told.get('rewire'):
+        options, of_rule = split_rewire_kwargs(told['rewire_kwargs'])
+        options['connectivity'] = {'name': told['rewire'], **of_rule}
+        network = migrate({'architecture': 'rewired', 'model_args': options}, number, path)
+        rule = network['model_args'].pop('connectivity')
+        told |= {'rewire': rule.pop('name'), 'rewire_kwargs': {**rule, **network['model_args']}}
+    return told
 
 
 def _classes(args: argparse.Namespace, state: dict[str, Tensor]) -> int:
