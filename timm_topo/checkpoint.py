@@ -12,7 +12,6 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,9 +35,6 @@ __all__ = [
     'saved_config',
     'training_options',
 ]
-
-if not hasattr(torch.serialization, 'safe_globals'):  # torch 2.4, where timm cannot allow it
-    torch.serialization.add_safe_globals([argparse.Namespace])  # options of timm's training
 
 #: Rises when a saved network stops being readable by older versions of this package.
 FORMAT = 1
@@ -275,9 +271,8 @@ def training_options(path: Path) -> dict:
     """The command line options that timm's training stored with the weights; none if it did not."""
     if path.suffix == '.safetensors':
         return {}
-    known = getattr(torch.serialization, 'safe_globals', lambda _: nullcontext())
     try:
-        with known([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]):
             stored = torch.load(path, map_location='meta', weights_only=True)
     except Exception:  # read_checkpoint says what is wrong with it
         return {}
