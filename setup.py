@@ -29,6 +29,6 @@ setup(
     entry_points={'console_scripts': ['topo = timm_topo.cli:main']},
     packages=find_packages(include=['timm_topo*', 'd2_topo*']),
     python_requires='>=3.10',
-    install_requires=['torch>=2.4', 'torchvision', 'timm>=1.0.31', 'networkx>=3.0', 'safetensors'],
+    install_requires=['torch>=2.6', 'torchvision', 'timm>=1.0.31', 'networkx>=3.0', 'safetensors'],
     extras_require=EXTRAS,
 )

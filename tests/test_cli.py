@@ -1444,7 +1444,7 @@ def test_preprocessing_of_timms_training_is_restored(tmp_path):
 
 
 def checkpoint(folder: Path, name: str = 'last') -> dict:
-    return torch.load(folder / f'{name}.pth.tar', weights_only=True)
+    return torch.load(folder / f'{name}.pth.tar')
 
 
 @pytest.mark.parametrize('name', ['last', 'model_best'])

@@ -100,8 +100,8 @@ def test_train_resume_and_evaluate(tool, digits, weights, tmp_path):
     assert 'model_best.pth.tar -> backbone test_toponet: loaded 107 tensors, skipped 2' in out
     assert min(row['loss_topology'] for row in rows(tmp_path) if 'loss_cls' in row) > 0
     assert (tmp_path / 'last_checkpoint').read_text() == 'model_final.pth'
-    trained = torch.load(tmp_path / 'model_final.pth', weights_only=True)['model']
-    frozen = torch.load(weights, weights_only=True)['state_dict']
+    trained = torch.load(tmp_path / 'model_final.pth')['model']
+    frozen = torch.load(weights)['state_dict']
     prefix = 'backbone.bottom_up.model.'
     assert torch.equal(trained[f'{prefix}stem.conv.weight'], frozen['stem.conv.weight'])
     last = 'stages.3.nodes.0.conv_pw.weight'
@@ -111,7 +111,7 @@ def test_train_resume_and_evaluate(tool, digits, weights, tmp_path):
     assert status == 0, err
     assert 'Starting training from iteration 2' in out
     assert 'loaded 107 tensors' not in out  # but the detector's own checkpoint
-    rest = torch.load(tmp_path / 'model_final.pth', weights_only=True)
+    rest = torch.load(tmp_path / 'model_final.pth')
     assert rest['iteration'] == 2  # counted from 0
 
     status, out, err = tool(
@@ -249,8 +249,8 @@ DECAY = ['SOLVER.MAX_ITER', 1, 'SOLVER.BASE_LR', 1e-6, 'SOLVER.WEIGHT_DECAY', 1e
 
 
 def check_decay(folder: Path, weights: Path) -> None:
-    before = torch.load(weights, weights_only=True)['state_dict']
-    after = torch.load(folder / 'model_final.pth', weights_only=True)['model']
+    before = torch.load(weights)['state_dict']
+    after = torch.load(folder / 'model_final.pth')['model']
     for name, rate in (('connectivity.alpha', 1.0), ('nodes.0.conv_pw.weight', 0.9)):
         name = f'stages.3.{name}'
         found = after[f'backbone.bottom_up.model.{name}']

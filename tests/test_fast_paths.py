@@ -119,8 +119,6 @@ def test_sums_ahead_and_behind_are_the_equation(node, monkeypatch):
 def test_what_a_pass_was_lent_waits_again(monkeypatch):
     """Forward and backward, also of the last nodes."""
     monkeypatch.setattr(table.Table, 'together', 4)
-    if not hasattr(torch._C._autograd, '_get_current_graph_task_keep_graph'):
-        pytest.skip('this PyTorch does not tell whether there is a second backward pass')
     stage = stage_of(complete(24)).train()
     x = torch.randn(2, 3, 6, 5, dtype=torch.float64)
     step(stage, x)
@@ -188,8 +186,6 @@ def test_steps_use_the_same_memory(known, monkeypatch):
     reuse.let_go()
     if not known:
         monkeypatch.setattr(lean, '_keeps_graph', lambda: True)
-    elif not hasattr(torch._C._autograd, '_get_current_graph_task_keep_graph'):
-        pytest.skip('this PyTorch does not tell')
     stage = stage_of(complete(5)).train()
     places = []
     for seed in range(3):
@@ -222,10 +218,7 @@ def test_memory_goes_with_other_shapes_and_with_inference():
         model(torch.randn(2, 3, side, side)).sum().backward()
         nodes = {name: stage.wiring.num_nodes for name, stage in graph_stages(model).items()}
         expected = {(nodes[name] - 1, size) for name, size in sizes.items()}
-        kept = {tuple(flat.shape) for flat in reuse._FREE}
-        assert kept == expected or not hasattr(
-            torch._C._autograd, '_get_current_graph_task_keep_graph'
-        )
+        assert {tuple(flat.shape) for flat in reuse._FREE} == expected
     with torch.no_grad():
         model.eval()(torch.randn(2, 3, 64, 64))
     assert reuse._FREE == []

@@ -60,7 +60,7 @@ def history(folder: Path) -> tuple[list, np.ndarray]:
 
 
 def checkpoint(folder: Path, name: str = 'last') -> dict:
-    return torch.load(folder / f'{name}.pth.tar', weights_only=True)
+    return torch.load(folder / f'{name}.pth.tar')
 
 
 def stop_at_batch(patch: pytest.MonkeyPatch, number: int) -> None:

@@ -30,9 +30,9 @@ def tiny(**options) -> nn.Module:
     return timm.create_model(
         'test_toponet',
         num_nodes=(3, 4),
-        widths=(4, 6),
+        widths=(8, 12),
         strides=(2, 2),
-        stem_width=4,
+        stem_width=8,
         stem_kernel=3,
         num_classes=5,
         norm_layer='layernorm2d',

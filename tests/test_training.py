@@ -103,7 +103,7 @@ def timeless(folder: Path) -> list[dict[str, float]]:
 
 
 def checkpoint(folder: Path, name: str = 'last') -> dict:
-    return torch.load(folder / f'{name}.pth.tar', weights_only=True)
+    return torch.load(folder / f'{name}.pth.tar')
 
 
 def assert_same_weights(one: dict, other: dict, tolerance: float = 0.0):

@@ -13,7 +13,6 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,9 +43,6 @@ __all__ = [
     'stored_network',
     'training_options',
 ]
-
-if not hasattr(torch.serialization, 'safe_globals'):  # torch 2.4, where timm cannot allow it
-    torch.serialization.add_safe_globals([argparse.Namespace])  # options of timm's training
 
 
 def _with_number(network: dict) -> dict:
@@ -386,9 +382,8 @@ def _stored(path: Path) -> dict:
     """What a checkpoint of a training holds, tensors without values; nothing of other files."""
     if path.suffix == '.safetensors':
         return {}
-    known = getattr(torch.serialization, 'safe_globals', lambda _: nullcontext())
     try:
-        with known([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]):
             stored = torch.load(path, map_location='meta', weights_only=True)
     except Exception:  # read_checkpoint says what is wrong with it
         return {}

@@ -135,12 +135,10 @@ class BranchBlock(nn.Module):
         weights = weights.to(inner.dtype).expand(batch, -1, -1)
         kept = kept.to(beside.dtype).expand(batch, -1, -1)
         beside = torch.bmm(kept, beside.flatten(2))
-        if self.branch_norm:
-            mixed = torch.baddbmm(beside, weights, inner.flatten(2))
-        else:
-            mixed = torch.bmm(weights, inner.flatten(2)).view(batch * rows, chs, height, width)
-            mixed = self.bn3(mixed).view_as(beside) + beside
-        return self.act(mixed).view(batch, rows, chs, height, width)
+        mixed = torch.bmm(weights, inner.flatten(2))
+        if not self.branch_norm:
+            mixed = self.bn3(mixed.view(batch * rows, chs, height, width)).view_as(beside)
+        return self.act(mixed + beside).view(batch, rows, chs, height, width)
 
     def select(self, kept: Sequence[int]) -> 'BranchBlock':
         """A copy with only the branches ``kept``."""
