@@ -18,6 +18,12 @@ __all__ = ['GraphStage', 'node_step']
 torch.fx.wrap('aggregate')  # a leaf for symbolic tracing: it looks at shapes
 
 
+def node_step(stage: 'GraphStage', node: int, inputs: list[Tensor], into: InEdges) -> Tensor:
+    """x_j = node_j(c_j + sum_i a_ij x_i), and the last node without an operation."""
+    total = stage.offset(node)(aggregate(inputs, into.weights))
+    return total if node == stage.wiring.num_nodes - 1 else stage.nodes[node - 1](total)
+
+
 class GraphStage(TakesOffsets, Stage):
     """x_0 = entry(x);  x_j = node_j(c_j + sum_i a_ij x_i);  output = c + sum_i a_i x_i.
 
@@ -70,24 +76,23 @@ class GraphStage(TakesOffsets, Stage):
         return self.first_reads_input and self.wiring.succs(0) == (1,)
 
     def run(
-        self, x: Tensor, step: Callable[..., Tensor] | None = None
+        self, x: Tensor, step: Callable[..., Tensor] = node_step
     ) -> tuple[list[Tensor], list[Tensor]]:
         """The equation; see :meth:`Stage.run`.
 
         Args:
             x: Stage input.
-            step: What computes the map of one node, with the arguments of :func:`node_step`, the
-                default.
+            step: What computes the map of one node.
         """
         return self.propagate(x, self.entry(x), step)
 
     def propagate(
-        self, x: Tensor, x_0: Tensor, step: Callable[..., Tensor] | None = None
+        self, x: Tensor, x_0: Tensor, step: Callable[..., Tensor] = node_step
     ) -> tuple[list[Tensor], list[Tensor]]:
         """The equation from x_0 on."""
-        step = partial(checkpointed, self, step or node_step) if self.by_node else step or node_step
-        edges = InEdgeWeights(self)
-        maps, weights = self.spread(0, x_0), []
+        if self.by_node:
+            step = partial(checkpointed, self, step)
+        edges, maps, weights = InEdgeWeights(self), self.spread(0, x_0), []
         for node in range(1, self.wiring.num_nodes):
             into = edges.into(node, maps)
             x_j = step(self, node, self.inputs(node, x, maps), into)
@@ -120,9 +125,3 @@ class GraphStage(TakesOffsets, Stage):
             first_reads_input=self.first_reads_input and kept[1] == 1,
             node_ids=[self.node_ids[node] for node in kept],
         )
-
-
-def node_step(stage: GraphStage, node: int, inputs: list[Tensor], into: InEdges) -> Tensor:
-    """x_j = node_j(c_j + sum_i a_ij x_i), and the last node without an operation."""
-    total = stage.offset(node)(aggregate(inputs, into.weights))
-    return total if node == stage.wiring.num_nodes - 1 else stage.nodes[node - 1](total)
