@@ -30,7 +30,7 @@ from timm_topo.analysis.prune import prune
 from timm_topo.connectivity import exempt_from_weight_decay
 from timm_topo.generators import complete, random, residual
 from timm_topo.models.toponet import checkpoint_filter_fn
-from timm_topo.stages import GraphStage, graph_stages
+from timm_topo.stages import Stage, graph_stages
 from timm_topo.wiring import Wiring
 
 GOLDEN = json.loads((Path(__file__).parent / 'golden' / 'complexity.json').read_text())
@@ -92,7 +92,7 @@ def complexity(name: str) -> dict:
         'input_size': list(size),
         'params': sum(parameter.numel() for parameter in model.parameters()),
         'conv_mflops': conv_flops(model, size) / 1e6,
-        'edges': [m.wiring.num_edges for m in model.modules() if isinstance(m, GraphStage)],
+        'edges': [m.wiring.num_edges for m in model.modules() if isinstance(m, Stage)],
     }
 
 
