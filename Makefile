@@ -2,10 +2,12 @@
 # make demo-detection   transfer one to a detector, where detectron2 is installed (4 minutes)
 # make bench            times and memory beside plain networks (docs/performance.md)
 # make test             lint and the whole test suite (about 9 minutes)
-# All make their own virtual environment in .venv the first time (a few GB of downloads).
+# All make their own virtual environment in .venv the first time (a few GB of downloads);
+# with DETECTRON2=0 it is another one, .venv-plain, without detectron2.
 
 PYTHON ?= python3
-VENV   ?= .venv
+DETECTRON2 ?= 1
+VENV   ?= $(if $(filter 0,$(DETECTRON2)),.venv-plain,.venv)
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 JOBS   ?= 2
@@ -15,7 +17,7 @@ TIMM_TESTS := $(VENV)/timm-tests
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n 's/^# //p' Makefile | head -5
+	@sed -n 's/^# //p' Makefile | head -6
 
 demo: $(STAMP)
 	@$(BIN)/python tools/demo.py --output output/demo
@@ -65,7 +67,8 @@ $(STAMP): setup.py
 	  || { rm -rf $(VENV); echo "error: $(PYTHON) cannot make a virtual environment (Debian: apt install python3-venv)"; exit 1; }
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[test]' \
 	  || { echo 'error: pip could not install the requirements in setup.py (see above)'; exit 1; }
-	@if $(BIN)/python -m pip install -q --no-index --no-deps detectron2 2>/dev/null; \
+	@if [ '$(DETECTRON2)' != 0 ] \
+	  && $(BIN)/python -m pip install -q --no-index --no-deps detectron2 2>/dev/null; \
 	  then $(BIN)/python -m pip install -q --disable-pip-version-check -e '.[detection]'; \
 	  else echo '== no detectron2 here: its tests will be skipped (README, Detection)'; fi
 	@touch $@

@@ -10,7 +10,7 @@ VERSION = re.search(
     r"__version__ = '(.+)'", (HERE / 'timm_topo/version.py').read_text(encoding='utf-8')
 ).group(1)
 EXTRAS = {
-    'train': ['scikit-learn', 'tensorboard', 'tqdm'],
+    'train': ['scikit-learn', 'tensorboard'],
     'analysis': ['fvcore', 'matplotlib', 'scikit-learn', 'scipy'],
     'export': ['onnx', 'onnxruntime', 'onnxscript'],
 }

@@ -6,28 +6,29 @@ and ``build_retinanet_topo_fpn_backbone``, the meta architectures ``TopoRCNN`` a
 detectron2's ``DetectionCheckpointer`` read what timm trained.
 """
 
-try:
-    import detectron2  # noqa: F401
-except ModuleNotFoundError as error:
-    if error.name != 'detectron2':  # it is there, but something it needs is not
-        raise
+from importlib.util import find_spec
+
+from timm_topo.extras import needs
+
+if find_spec('detectron2') is None:
     raise ImportError(
         'd2_topo needs detectron2, which is not installed; how to install it: '
         'https://detectron2.readthedocs.io/tutorials/install.html'
-    ) from None
+    )
 
-from . import data  # registers the data sets
-from .backbone import TopoBackbone
-from .build import (
-    build_retinanet_topo_fpn_backbone,
-    build_topo_backbone,
-    build_topo_fpn_backbone,
-)
-from .checkpoint import load_timm_weights
-from .config import add_topo_config
-from .lazy import zoo
-from .meta_arch import TopologyLoss, TopoRCNN, TopoRetinaNet
-from .optim import topo_optimizer_params
+with needs('timm-topo[detection]'):  # the packages that detectron2 needs
+    from . import data  # registers the data sets
+    from .backbone import TopoBackbone
+    from .build import (
+        build_retinanet_topo_fpn_backbone,
+        build_topo_backbone,
+        build_topo_fpn_backbone,
+    )
+    from .checkpoint import load_timm_weights
+    from .config import add_topo_config
+    from .lazy import zoo
+    from .meta_arch import TopologyLoss, TopoRCNN, TopoRetinaNet
+    from .optim import topo_optimizer_params
 
 __all__ = [
     'TopoBackbone',

@@ -69,7 +69,7 @@ def naive_stage():
             total = 0
             for edge, (source, target) in enumerate(stage.wiring.edges):
                 if target == node:
-                    raw = stage.raw_entry and target == 1
+                    raw = stage.first_reads_input and target == 1
                     total = total + weights[edge] * (x if raw else features[source])
             last = node == stage.wiring.num_nodes - 1
             features[node] = total if last else stage.nodes[node - 1](total)
@@ -92,7 +92,7 @@ def stage_of():
     ) -> GraphStage:
         parts = NODES[node](3, channels, wiring.num_nodes - 2, stride=2, dilation=1)
         rule = build_connectivity(rule, wiring, channels)
-        stage = GraphStage(wiring, rule, parts.entry, parts.nodes, parts.raw_entry)
+        stage = GraphStage(wiring, rule, parts.entry, parts.nodes, parts.first_reads_input)
         draw = torch.Generator().manual_seed(wiring.num_edges)
         for name, tensor in stage.state_dict().items():
             if name.endswith(('running_var', 'mask')):

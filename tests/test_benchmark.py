@@ -46,7 +46,7 @@ def test_the_floor_is_the_nodes_one_after_another(name, randomise):
                for p in stage.nodes.parameters())  # fmt: skip
     expected = copy.deepcopy(model).train()
     for stage in graph_stages(expected).values():
-        first = [] if stage.raw_entry else [stage.entry]
+        first = [] if stage.first_reads_input else [stage.entry]
         stage.forward = nn.Sequential(*first, *stage.nodes).forward
     torch.testing.assert_close(nodes_alone(model).train()(x), expected(x))
 

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 import timm_topo
+from timm_topo.analysis import network_page
 from timm_topo.analysis.cost import count_flops
 from timm_topo.analysis.prune import edge_mask, edge_weights, prune, recalibrate
 from timm_topo.analysis.tables import read_csv, read_numbers
@@ -362,50 +363,6 @@ def test_a_reader_that_goes_away_is_no_reason_to_complain(net):
     running.stdout.close()
     err = running.stderr.read()
     assert (running.wait(timeout=120), err) == (1, '')
-
-
-def test_without_matplotlib_what_does_not_draw_works(net, tmp_path):
-    """The others say what to install, in one line."""
-    code = (
-        'import sys; sys.modules["matplotlib"] = None\n'
-        'from timm_topo.cli import main\n'
-        'net, *rest = sys.argv[1:]\n'
-        'for args in (["inspect", net], ["export", net, "net.graphml"], ["compare", net, '
-        '"--repeats", "1"], ["prune", net, "--fraction", "0.1", "-o", "out"], ["plot", net, "-o", '
-        '"x.svg"], ["report", net, "-o", "x.html"], ["damage", net, "-o", "x"], ["retrain", net, '
-        '"-o", "x"]):\n'
-        '    print("status", args[0], main(args), flush=True)\n'
-    )
-    running = process(net, code=code, cwd=tmp_path)
-    out, err = running.communicate(timeout=120)
-    assert running.returncode == 0, err
-    status = dict(re.findall(r'^status (\w+) (\d)$', out, re.M))
-    assert status == {**dict.fromkeys(('inspect', 'export', 'compare', 'prune'), '0'),
-                      **dict.fromkeys(('plot', 'report', 'damage', 'retrain'), '1')}  # fmt: skip
-    lines = err.splitlines()
-    assert len(lines) == 4
-    for line in lines:
-        assert re.fullmatch(r'error: .*matplotlib.*: pip install timm-topo\[all\]', line)
-    assert sorted(os.listdir(tmp_path)) == ['net.graphml', 'out']
-
-
-@pytest.mark.parametrize(
-    ('missing', 'args', 'match'),
-    [
-        ('fvcore', ('inspect',), r'fvcore.*: pip install timm-topo\[analysis\]'),
-        ('sklearn', ('inspect', '--characteristics'), r'sklearn.*pip install timm-topo\[analysis'),
-        ('sklearn.datasets', ('inspect', '--dataset', 'digits'), r'install timm-topo\[train\]'),
-        ('onnxruntime', ('export', 'net.onnx'), r'install the export extra: timm-topo\[export\]'),
-    ],
-)
-def test_what_is_not_installed_is_named(topo, net, monkeypatch, tmp_path, missing, args, match):
-    for name in [name for name in sys.modules if name.split('.')[0] == missing]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, missing, None)
-    monkeypatch.chdir(tmp_path)
-    command, *rest = args
-    assert_one_error(topo(command, net, *rest), match)
-    assert os.listdir(tmp_path) == []
 
 
 # -- inspect --------------------------------------------------------------------------------------
@@ -945,14 +902,13 @@ def test_report_measures_damage_that_is_not_there(net, topo, on, tmp_path):
 def test_report_follows_images_through_routed_networks(
     networks, topo, on, data, tmp_path, monkeypatch
 ):
-    module = importlib.import_module('timm_topo.cli.report')
-    seen, real = [], module.network_page
+    seen, real = [], network_page.network_page
 
     def spy(model, title, found):
         seen.append(found)
         return real(model, title, found)
 
-    monkeypatch.setattr(module, 'network_page', spy)
+    monkeypatch.setattr(network_page, 'network_page', spy)
     path = tmp_path / 'report.html'
     assert topo('report', networks['routed'], '-o', path, *QUICK, *on)[0] == 0
     assert sections(path) == [*GENERAL, 'Images', 'Costs']

@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import sys
 
 import pytest
 import timm
@@ -121,14 +120,6 @@ def test_parameters_include_learned_edge_weights_but_not_frozen_ones():
     learned = count_parameters(model)
     assert learned == sum(value.numel() for value in model.parameters())
     assert count_parameters(freeze_edge_weights(model)) == learned - (6 + 3)
-
-
-def test_missing_fvcore_is_named_with_the_extra_that_brings_it(monkeypatch):
-    for name in [name for name in sys.modules if name.startswith('fvcore')]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, 'fvcore', None)
-    with pytest.raises(ImportError, match=r'pip install timm-topo\[analysis\]'):
-        count_flops(tiny(), (3, 16, 16))
 
 
 # -- latency --------------------------------------------------------------------------------------

@@ -17,7 +17,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 import timm_topo
-from timm_topo.analysis.damage import damage_edges, damage_nodes, is_connected, nodes_to_damage
+from timm_topo.analysis.damage import (
+    FRACTIONS,
+    damage_edges,
+    damage_nodes,
+    is_connected,
+    nodes_to_damage,
+)
 from timm_topo.analysis.prune import (
     DisconnectedError,
     edge_mask,
@@ -33,7 +39,7 @@ from timm_topo.executors import adjacency
 from timm_topo.generators import complete, random, sequential
 from timm_topo.stages import graph_stages
 from timm_topo.training import damage as damage_module
-from timm_topo.training.damage import FRACTIONS, Damage
+from timm_topo.training.damage import Damage
 from timm_topo.training.evaluate import (
     accuracy,
     eval_loader,

@@ -4,7 +4,6 @@ import gzip
 import io
 import json
 import struct
-import sys
 from collections import Counter
 
 import numpy as np
@@ -92,12 +91,6 @@ def test_digits_are_the_same_every_time(digits):
     again = load_dataset('digits', split='train')
     assert np.array_equal(again.images, digits['train'].images)
     assert np.array_equal(again.labels, digits['train'].labels)
-
-
-def test_digits_need_scikit_learn(monkeypatch):
-    monkeypatch.setitem(sys.modules, 'sklearn.datasets', None)
-    with pytest.raises(ImportError, match=r'scikit-learn: pip install timm-topo\[train\]'):
-        load_dataset('digits')
 
 
 # -- idx ------------------------------------------------------------------------------------------

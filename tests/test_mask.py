@@ -252,7 +252,7 @@ def _process(rank: int, folder: str) -> None:
     )
     torch.manual_seed(0)
     model = timm.create_model(
-        'test_toponet', num_nodes=(6, 6), widths=(4, 6), strides=(2, 2), stem_width=4,
+        'test_toponet', num_nodes=(6, 6), widths=(8, 8), strides=(2, 2), stem_width=8,
         num_classes=3, norm_layer='layernorm2d', connectivity={'name': 'mask', 'fan_in': 2},
     )  # fmt: skip
     ddp = nn.parallel.DistributedDataParallel(model)

@@ -338,7 +338,7 @@ def test_a_pruned_toporesnet_is_saved_with_or_without_its_first_node(randomise, 
         smaller, _ = prune(model, keep=keep)
         timm_topo.save(smaller, tmp_path / 'net')
         loaded = timm_topo.load(tmp_path / 'net').eval()
-        assert [stage.raw_entry for stage in loaded.stages] == [False, gone != 1, gone != 1]
+        assert [stage.first_reads_input for stage in loaded.stages] == [False, gone != 1, gone != 1]
         torch.testing.assert_close(loaded(x), smaller(x))
 
 

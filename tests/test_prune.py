@@ -1,7 +1,6 @@
 """Pruning against a dense evaluation with zeroed entries and against networkx's reachability."""
 
 import copy
-import sys
 
 import networkx as nx
 import pytest
@@ -825,14 +824,6 @@ def test_recalibrated_variance_of_an_almost_constant_channel_is_not_negative():
     recalibrate(model, batches)
     assert (model[0].running_var >= 0).all()
     assert model(batches[0]).isfinite().all()
-
-
-def test_recalibration_says_which_extra_is_missing(monkeypatch):
-    for name in [name for name in sys.modules if name.startswith('fvcore')]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, 'fvcore', None)
-    with pytest.raises(ImportError, match=r'pip install timm-topo\[analysis\]'):
-        recalibrate(pruned_network(), [images()])
 
 
 @pytest.mark.parametrize(

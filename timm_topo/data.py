@@ -19,6 +19,7 @@ from PIL import Image
 from timm.data import create_dataset
 from torch.utils.data import Dataset, IterableDataset
 
+from .extras import needs
 from .variants import VARIANTS, make_variant
 
 __all__ = ['ALIASES', 'ArrayDataset', 'Portion', 'class_names', 'load_dataset']
@@ -194,10 +195,8 @@ def _is_train(split: str) -> bool:
 
 def _digits(train: bool):
     """8x8 scans resized to 32 px; every fifth of each class is for validation."""
-    try:
+    with needs('timm-topo[train]'):
         from sklearn.datasets import load_digits
-    except ImportError:
-        raise ImportError('digits come with scikit-learn: pip install timm-topo[train]') from None
     scans, labels = load_digits(return_X_y=True)
     rank = np.zeros(len(labels), dtype=int)  # the how-manieth of its class
     for digit in range(10):

@@ -74,13 +74,13 @@ def panels(models: list[tuple[str, str]]) -> list:
 
 
 def main(args: argparse.Namespace) -> None:
+    if args.similarity or args.embedding or args.graphs:
+        from timm_topo.analysis import plot
     rows = [row for label, folder in args.models for row in describe(label, folder)]
     show(rows)
     written = [args.csv] if args.csv else []
     if args.csv:
         write_csv(args.csv, rows)
-    if args.similarity or args.embedding or args.graphs:
-        from timm_topo.analysis import plot
     labels = [row['label'] for row in rows]
     if args.similarity:
         ordered = [row for of_label in group(rows, 'label').values() for row in of_label]

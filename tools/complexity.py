@@ -35,4 +35,7 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    try:
+        main()
+    except (ImportError, RuntimeError, ValueError) as error:
+        sys.exit(f'error: {error}')

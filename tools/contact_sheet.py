@@ -10,7 +10,6 @@ import sys
 
 import numpy as np
 
-from timm_topo.analysis.plot import contact_sheet, save_figure
 from timm_topo.data import class_names, load_dataset
 
 
@@ -42,6 +41,8 @@ def examples(dataset, count: int) -> list[np.ndarray | None]:
 
 
 def main(args: argparse.Namespace) -> None:
+    from timm_topo.analysis.plot import contact_sheet, save_figure
+
     rows, names = {}, []
     for given in args.datasets:
         name, _, folder = given.partition('@')

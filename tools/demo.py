@@ -16,11 +16,9 @@ from pathlib import Path
 import torch
 
 import timm_topo
-from timm_topo.analysis import page as pages
 from timm_topo.analysis.compare import Cut, measure, prune_sweep
 from timm_topo.analysis.export import export_onnx
 from timm_topo.analysis.prune import prune
-from timm_topo.analysis.report import Report
 from timm_topo.data import load_dataset
 from timm_topo.training.evaluate import accuracy, image_batches
 from timm_topo.training.loop import train
@@ -39,6 +37,8 @@ def main() -> None:
     parser.add_argument('--epochs', type=int, default=20)
     parser.add_argument('--seed', type=int, default=42)
     options = parser.parse_args()
+    from timm_topo.analysis import page as pages
+
     torch.set_num_threads(1)  # as fast for maps this small, and steady on a busy machine
     folder, start = Path(options.output), time.perf_counter()
     if (folder / 'report.html').exists():  # a finished run: begin anew
@@ -65,7 +65,8 @@ def main() -> None:
     }
     measured = measure(networks, (3, 32, 32), validation, BATCH)
     difference = export_onnx(best.model, folder / 'pruned.onnx')
-    page = make_page(options, measured, difference)
+    page = pages.Report('A wiring learned, pruned and exported')
+    add_summary(page, options, measured, difference)
     pages.add_networks(page, measured, BATCH, torch.get_num_threads())
     pages.add_wiring(page, model, best.model, best.report)
     figure = pages.before_and_after(model, best.model, best.report)
@@ -111,10 +112,9 @@ def prune_while_harmless(model, validation) -> tuple[list[Cut], Cut]:
     return cuts, best
 
 
-def make_page(options: argparse.Namespace, measured: dict, difference: float) -> Report:
-    """Heading and summary."""
+def add_summary(page, options: argparse.Namespace, measured: dict, difference: float) -> None:
+    """What was done, and the four numbers that count."""
     before, after, residual = measured.values()
-    page = Report('A wiring learned, pruned and exported')
     page.text(
         'A small TopoNet (Yuan et al., ECCV 2020) was trained on 1,442 real scans of handwritten '
         'digits. Every stage starts as a complete graph; each edge has a weight that training '
@@ -137,7 +137,6 @@ def make_page(options: argparse.Namespace, measured: dict, difference: float) ->
             ('time', f'{after["ratio"]:.2f} x', f'{after["ms"]:.1f} ms for {BATCH} images'),
         ]
     )
-    return page
 
 
 if __name__ == '__main__':

@@ -75,6 +75,8 @@ def check_output(args: argparse.Namespace, stages: dict) -> None:
         if not Path(path).absolute().parent.is_dir():
             raise FileNotFoundError(f'{path}: there is no such folder')
     kinds = ('.svg', '.png', '.pdf')
+    if args.figure:
+        from timm_topo.analysis import plot  # noqa: F401  or an error that says what to install
     if args.figure and Path(args.figure).suffix not in kinds:
         raise ValueError(f'--figure {args.figure} is not one of {", ".join(kinds)}')
     if args.stage is not None and args.stage not in stages:

@@ -16,8 +16,8 @@ import sys
 from pathlib import Path
 
 import timm_topo  # noqa: F401  registers the models
+from timm_topo.analysis.compare import THRESHOLDS
 from timm_topo.training.options import parse_args
-from timm_topo.training.study import THRESHOLDS, Study
 
 _OURS = {
     '--dataset', '--data-dir', '--seed', '--save', '--output', '--experiment', '--resume',
@@ -55,6 +55,8 @@ def main() -> int:
     if chosen := sorted(_OURS & {option.partition('=')[0] for option in training}):
         parser.error(f'a study chooses {", ".join(chosen)} itself')
     options = parse_args([*(['-c', args.config] if args.config else []), *training])
+    from timm_topo.training.study import Study
+
     study = Study(
         output=args.output,
         data=dict(args.data),

@@ -13,13 +13,12 @@ import sys
 from tqdm import tqdm
 
 import timm_topo
-from timm_topo.analysis.compare import threshold_sweep
+from timm_topo.analysis.compare import THRESHOLDS, threshold_sweep
 from timm_topo.analysis.tables import group, mean_and_spread, text_table, write_csv
 from timm_topo.data import load_dataset
 from timm_topo.stages import graph_stages
 from timm_topo.training.evaluate import accuracy, image_batches, image_mode
 from timm_topo.training.options import labelled
-from timm_topo.training.study import THRESHOLDS
 
 
 def parse_args() -> argparse.Namespace:
@@ -58,6 +57,8 @@ def sweep(folder: str, args: argparse.Namespace) -> list[dict]:
 
 
 def main(args: argparse.Namespace) -> None:
+    if args.figure:
+        from timm_topo.analysis.plot import save_figure, threshold_curves
     rows = [
         {'label': label, 'network': folder, **row}
         for label, folder in args.models
@@ -79,8 +80,6 @@ def main(args: argparse.Namespace) -> None:
     if moved is not None:
         print(f'nodes without input that were read changed outputs by at most {moved:.3g}')
     if args.figure:
-        from timm_topo.analysis.plot import save_figure, threshold_curves
-
         save_figure(threshold_curves(group(rows, 'label')), args.figure)
     print(f'written: {args.output}' + (f', {args.figure}' if args.figure else ''))
 

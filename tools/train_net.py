@@ -1,6 +1,7 @@
 #!/usr/bin/env python
 """detectron2's train_net for yaml configs with a MODEL.TOPO backbone: train, evaluate, resume."""
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -8,7 +9,12 @@ import torch
 
 try:
     from d2_topo import add_topo_config
-except ImportError as missing:  # detectron2
+except ImportError as missing:  # detectron2, which has the parser
+    argparse.ArgumentParser(
+        usage='%(prog)s --config-file YAML [options] [--coco NAME JSON IMAGES] [KEY VALUE ...]',
+        description=__doc__,
+        epilog=f"All options but --coco are detectron2's. {missing}",
+    ).parse_known_args()
     sys.exit(f'error: {missing}')
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg

@@ -10,8 +10,9 @@ from .cost import count_flops, count_parameters, latency
 from .metrics import sparsity, stage_sizes
 from .prune import DisconnectedError, PruneReport, edge_mask, mask_edges, prune, recalibrate
 
-__all__ = ['Cut', 'measure', 'prune_sweep', 'threshold_sweep']
+__all__ = ['THRESHOLDS', 'Cut', 'measure', 'prune_sweep', 'threshold_sweep']
 
+THRESHOLDS = (0.001, 0.002, 0.004, 0.006, 0.008, 0.01, 0.02, 0.04, 0.08)
 Score = Callable[[nn.Module], float]
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..executors import evaluation_mode
+from ..extras import needs
 from ..stages import Stage
 
 __all__ = ['Flops', 'Latency', 'count_flops', 'count_parameters', 'input_size_of', 'latency']
@@ -113,13 +114,10 @@ def fvcore_nn():
     Raises:
         ImportError: fvcore is missing.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore', FutureWarning)
-            import fvcore.nn
-            import fvcore.nn.precise_bn
-    except ImportError as error:
-        raise ImportError(f'{error}: pip install timm-topo[analysis]') from None
+    with warnings.catch_warnings(), needs('timm-topo[analysis]'):
+        warnings.simplefilter('ignore', FutureWarning)
+        import fvcore.nn
+        import fvcore.nn.precise_bn
     return fvcore.nn
 
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from ..stages import graph_stages
 from .prune import edge_mask, mask_edges, prune, recalibrate
 
-__all__ = ['damage_edges', 'damage_nodes', 'is_connected', 'nodes_to_damage']
+__all__ = ['FRACTIONS', 'damage_edges', 'damage_nodes', 'is_connected', 'nodes_to_damage']
 
+FRACTIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 Score = Callable[[nn.Module], float]
 
 

@@ -10,6 +10,7 @@ import networkx as nx
 import torch
 from torch import Tensor, nn
 
+from ..extras import needs
 from ..stages import graph_stages
 from .cost import input_size_of
 from .prune import edge_weights
@@ -38,11 +39,9 @@ def export_onnx(
         ImportError: onnx, onnxscript or onnxruntime is missing.
         RuntimeError: The exported network computes something else.
     """
-    try:
+    with needs('timm-topo[export]'):
         import onnxruntime
         import onnxscript  # noqa: F401  the exporter needs it
-    except ImportError as error:
-        raise ImportError(f'{error}; install the export extra: timm-topo[export]') from None
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     size = tuple(input_size or input_size_of(model))

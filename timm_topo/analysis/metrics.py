@@ -4,7 +4,6 @@ Functions on any acyclic ``networkx.DiGraph`` between a source s and a target t;
 only node without in-edges and the only one without out-edges.
 """
 
-import importlib
 import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
@@ -12,6 +11,7 @@ from fractions import Fraction
 import networkx as nx
 import numpy as np
 
+from ..extras import needs
 from ..stages import Stage
 from ..wiring import Wiring
 
@@ -34,13 +34,6 @@ __all__ = [
     'stage_characteristics',
     'stage_sizes',
 ]
-
-
-def _sklearn(module: str):
-    try:
-        return importlib.import_module(f'sklearn.{module}')
-    except ImportError as error:
-        raise ImportError(f'{error}: pip install timm-topo[analysis]') from None
 
 
 def _ends(graph: nx.DiGraph, source, target):
@@ -128,6 +121,7 @@ def ln_communicability(graph: nx.DiGraph, source=None, target=None) -> float:
     large ones (a chain of 60 nodes has ln = -184.5, they say -139).
 
     Raises:
+        ImportError: scipy is missing.
         ValueError: No directed graph, or no such node.
     """
     source, target = _ends(graph, source, target)
@@ -135,7 +129,10 @@ def ln_communicability(graph: nx.DiGraph, source=None, target=None) -> float:
     if not nx.has_path(either_way, source, target):
         return -math.inf
     nodes = list(either_way)
-    adjacency = nx.to_scipy_sparse_array(either_way, nodes, weight=None, dtype=float, format='csr')
+    with needs('timm-topo[analysis]'):
+        adjacency = nx.to_scipy_sparse_array(
+            either_way, nodes, weight=None, dtype=float, format='csr'
+        )
     at, step, scale, total = nodes.index(source), 0, 0.0, -math.inf  # the last two as logarithms
     walks = np.zeros(len(nodes))  # of ``step`` steps to the target, over step! and over the scale
     walks[nodes.index(target)] = 1.0
@@ -172,16 +169,18 @@ def pca_elongation(graph: nx.DiGraph) -> float:
     that differs by 0.1.
 
     Raises:
-        ImportError: scikit-learn is missing.
+        ImportError: scikit-learn or scipy is missing.
         ValueError: Fewer than two nodes.
     """
     if len(graph) < 2:
         raise ValueError(f'a layout needs at least 2 nodes, got {len(graph)}')
+    with needs('timm-topo[analysis]'):
+        from sklearn.decomposition import PCA
     ordered = nx.Graph()
     ordered.add_nodes_from(_ordered(graph))
     ordered.add_edges_from(graph.edges)
     places = nx.kamada_kawai_layout(ordered, weight=None)
-    shares = _sklearn('decomposition').PCA().fit(list(places.values())).explained_variance_ratio_
+    shares = PCA().fit(list(places.values())).explained_variance_ratio_
     return float(2 * shares[0] - 1)
 
 
@@ -301,7 +300,9 @@ def _standardised(
     values = np.array([[float(row[name]) for name in features] for row in rows])
     if not np.isfinite(values).all():
         raise ValueError('a feature is not finite: networks must lead from input to output')
-    return _sklearn('preprocessing').StandardScaler().fit_transform(values)
+    with needs('timm-topo[analysis]'):
+        from sklearn.preprocessing import StandardScaler
+    return StandardScaler().fit_transform(values)
 
 
 def similarity(
@@ -319,7 +320,9 @@ def similarity(
     Raises:
         ValueError: Fewer than two networks, a missing feature, or one that is not finite.
     """
-    return _sklearn('metrics').pairwise.rbf_kernel(_standardised(rows, features))
+    with needs('timm-topo[analysis]'):
+        from sklearn.metrics.pairwise import rbf_kernel
+    return rbf_kernel(_standardised(rows, features))
 
 
 def embed(
@@ -343,13 +346,13 @@ def embed(
     """
     points = _standardised(rows, features)
     if method == 'pca':
-        return _sklearn('decomposition').PCA(2).fit_transform(points)
+        with needs('timm-topo[analysis]'):
+            from sklearn.decomposition import PCA
+        return PCA(2).fit_transform(points)
     if method != 'umap':
         raise ValueError(f"method must be 'pca' or 'umap', got {method!r}")
     if len(points) < 4:
         raise ValueError(f'UMAP needs at least 4 networks, got {len(points)}')
-    try:
+    with needs('umap-learn, or use pca'):
         from umap import UMAP
-    except ImportError:
-        raise ImportError('UMAP is missing: pip install umap-learn, or use pca') from None
     return UMAP(n_neighbors=min(15, len(points) - 1), random_state=seed).fit_transform(points)

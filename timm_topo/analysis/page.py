@@ -2,15 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from ..extras import needs
 from ..stages import graph_stages
 from ..wiring import Wiring
 from . import plot
 from .compare import Cut
 from .prune import PruneReport, StageCut, edge_weights, relative_weights
 from .report import Report
+
+with needs('timm-topo[analysis]'):
+    from matplotlib.figure import Figure
 
 __all__ = ['add_networks', 'add_pruning', 'add_training', 'add_wiring', 'before_and_after']
 

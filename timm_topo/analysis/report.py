@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
+from ..extras import needs
 from .plot import to_svg
+
+with needs('timm-topo[analysis]'):
+    from matplotlib.figure import Figure
 
 __all__ = ['Report']
 

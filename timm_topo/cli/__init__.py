@@ -59,11 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rest = parser.add_argument('rest', nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     rest.required = False  # nobody shall read its name
     chosen = parser.parse_args(argv)
-    try:
-        command = importlib.import_module(f'.{chosen.command}', __package__)
-    except ImportError as error:
-        print(f'error: {error}: pip install timm-topo[all]', file=sys.stderr)
-        return 1
+    command = importlib.import_module(f'.{chosen.command}', __package__)
     own, training = _split(chosen.rest)
     parser = argparse.ArgumentParser(
         prog=f'topo {chosen.command}',

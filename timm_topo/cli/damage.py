@@ -13,8 +13,8 @@ examples:
 import argparse
 from pathlib import Path
 
+from ..analysis.damage import FRACTIONS
 from ..analysis.prune import ORDERS
-from ..training.damage import FRACTIONS, Damage
 from ..training.options import parse_args, positive
 from .common import add_data, add_network, data_of, described, network, routed, table, training_data
 
@@ -53,6 +53,8 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> dict:
+    from ..training.damage import Damage
+
     model = network(args)
     options = None
     if args.retrain:

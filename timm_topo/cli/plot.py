@@ -13,9 +13,6 @@ examples:
 import argparse
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
-from ..analysis import plot
 from ..analysis.history import read_edge_weights
 from ..analysis.prune import edge_weights, relative_weights
 from ..analysis.tables import read_csv
@@ -38,6 +35,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict:
+    from ..analysis import plot
+
     suffixes = ('.gif',) if args.kind == 'animation' else ('.svg', '.png', '.pdf')
     if args.output.suffix not in suffixes:
         raise ValueError(f'{args.output}: {args.kind} is drawn as {", ".join(suffixes)}')
@@ -46,7 +45,8 @@ def run(args: argparse.Namespace) -> dict:
     if args.kind == 'training':
         rows = read_csv(Path(args.checkpoint) / 'summary.csv')
         keys = ['train_task_loss', 'train_sparsity', 'eval_top1']
-        return _saved(plot.curves({Path(args.checkpoint).name: rows}, keys), args)
+        figure = plot.curves({Path(args.checkpoint).name: rows}, keys)
+        return {'file': plot.save_figure(figure, args.output)}
     model = network(args)
     stages = graph_stages(model)
     unknown = sorted(set(args.stage or ()) - set(stages))
@@ -65,7 +65,8 @@ def run(args: argparse.Namespace) -> dict:
         if len(wirings) > 1:
             raise ValueError(f'a strip shows one stage: --stage, one of {", ".join(wirings)}')
         ((name, wiring),) = wirings.items()
-        return _saved(plot.process_strip(epochs, weights[name], wiring, name), args)
+        figure = plot.process_strip(epochs, weights[name], wiring, name)
+        return {'file': plot.save_figure(figure, args.output)}
     weights = edge_weights(model, images_of(args, model))
     if args.relative:
         weights = {n: relative_weights(stages[n].wiring, of) for n, of in weights.items()}
@@ -79,10 +80,12 @@ def run(args: argparse.Namespace) -> dict:
         )
         for name, stage in chosen.items()
     ]
-    return _saved(_draw(args.kind, panels), args)
+    return {'file': plot.save_figure(_draw(args.kind, panels), args.output)}
 
 
-def _draw(kind: str, panels: list[plot.Panel]) -> Figure:
+def _draw(kind: str, panels: list):
+    from ..analysis import plot
+
     if kind == 'histogram':
         return plot.weight_histogram({panel.title: panel.weights for panel in panels})
     if kind == 'degrees':
@@ -91,10 +94,6 @@ def _draw(kind: str, panels: list[plot.Panel]) -> Figure:
         return plot.adjacency(panels)
     draw = plot.layered_graphs if kind == 'graph' else plot.graphs
     return draw(panels, columns=1, limit=plot.shared_limit(panels))
-
-
-def _saved(figure: Figure, args: argparse.Namespace) -> dict:
-    return {'file': plot.save_figure(figure, args.output)}
 
 
 def text(result: dict) -> str:

@@ -18,11 +18,9 @@ from torch import Tensor, nn
 
 from ..analysis.cost import Latency, count_flops, input_size_of, latency
 from ..analysis.history import read_edge_weights
-from ..analysis.network_page import Findings, network_page
 from ..analysis.routing import routing
 from ..analysis.tables import read_csv
 from ..data import class_names
-from ..training.damage import Damage
 from ..training.evaluate import accuracy, eval_loader, image_batches, sample
 from ..training.options import positive
 from .common import add_data, add_network, data_of, described, network, routed, training_data
@@ -55,6 +53,8 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> dict:
+    from ..analysis.network_page import Findings, network_page
+
     if args.threads:
         torch.set_num_threads(args.threads)
     model = network(args)
@@ -86,8 +86,8 @@ def _times(model: nn.Module, args: argparse.Namespace) -> dict[int, Latency]:
     }
 
 
-def _measure(found: Findings, model: nn.Module, args: argparse.Namespace) -> None:
-    """What needs data."""
+def _measure(found, model: nn.Module, args: argparse.Namespace) -> None:
+    """The findings that need data."""
     data = data_of(args, model)
     found.top1, found.data = accuracy(model, data), f'{args.dataset}, {args.val_split}'
     found.classes = class_names(data)
@@ -97,6 +97,8 @@ def _measure(found: Findings, model: nn.Module, args: argparse.Namespace) -> Non
         loader = sample(eval_loader(model, data), _ROUTED)
         found.routes = routing(model, loader, _ROUTED)
     if args.damage:
+        from ..training.damage import Damage
+
         damage = Damage(
             model=model,
             output=args.damage,

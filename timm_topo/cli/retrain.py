@@ -17,7 +17,6 @@ from pathlib import Path
 
 import timm_topo
 
-from ..analysis import plot
 from ..analysis.tables import read_numbers
 from ..training.loop import train
 from ..training.options import epochs_done, parse_args
@@ -55,6 +54,8 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> dict:
     if args.snapshots is None:
         return _once(args)
+    from ..analysis import plot
+
     defaults = Path(args.checkpoint) / 'args.yaml'
     options = None
     if args.training and defaults.is_file():

@@ -6,6 +6,7 @@ import pkgutil
 from .base import (
     Connectivity,
     StaticConnectivity,
+    all_weights,
     build_connectivity,
     connectivity_name,
     connectivity_spec,
@@ -21,6 +22,7 @@ for _module in pkgutil.iter_modules(__path__):
 __all__ = [
     'Connectivity',
     'StaticConnectivity',
+    'all_weights',
     'build_connectivity',
     'connectivity_name',
     'connectivity_spec',

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from ..watched import watched_any
 from ..wiring import Wiring
 
 _RULES: dict[str, type['Connectivity']] = {}
@@ -35,6 +36,14 @@ class Connectivity(nn.Module):
     needs_context: bool = False
     decayed: tuple[str, ...] = ()
 
+    def __init_subclass__(cls, **kwargs) -> None:
+        super().__init_subclass__(**kwargs)
+        own = vars(cls)
+        if 'forward' in own and 'pass_weights' not in own:
+            cls.pass_weights = Connectivity.pass_weights
+        elif 'pass_weights' in own and 'forward' not in own:
+            cls.forward = _forward_of_pass
+
     def __init__(self, wiring: Wiring):
         super().__init__()
         self.wiring = wiring
@@ -58,8 +67,10 @@ class Connectivity(nn.Module):
     def pass_weights(self) -> Tensor:
         """All weights ``(E,)`` as one forward pass reads them, for stages that run many nodes at
         once; of a rule that draws, one draw. Not for weights that depend on the image.
+
+        A subclass may override ``forward`` alone, ``pass_weights`` alone, or both.
         """
-        return torch.cat([self.forward(node) for node in range(1, len(self.spans))])
+        return torch.cat([self(node) for node in range(1, len(self.spans))])
 
     def thresholds(self) -> Tensor | None:
         """Weights ``(E,)`` below which evaluation closes edges; None: it closes none.
@@ -110,6 +121,27 @@ class Connectivity(nn.Module):
         return f'num_edges={self.num_edges}'
 
 
+def _forward_of_pass(self, node: int, context: Tensor | None = None) -> Tensor:
+    """``forward`` of a rule that overrides ``pass_weights`` alone; of a rule that draws, a draw
+    per node.
+    """
+    start, stop = self.spans[node]
+    return self.pass_weights()[start:stop]
+
+
+def all_weights(rule: Connectivity) -> Tensor:
+    """``rule.pass_weights()``; node by node through the module, where its call is watched."""
+    return Connectivity.pass_weights(rule) if watched_any((rule,)) else rule.pass_weights()
+
+
+def as_output(weights: Tensor) -> Tensor:
+    """``weights`` as a module may return them: without gradients, no view of a parameter.
+
+    Such a view claims to need a gradient under ``no_grad``, which confuses trackers of modules.
+    """
+    return weights if torch.is_grad_enabled() else weights.detach()
+
+
 class StaticConnectivity(Connectivity):
     """Partial contract: weight = squash(alpha), the same for every image. Implement ``squash``.
 
@@ -125,10 +157,10 @@ class StaticConnectivity(Connectivity):
 
     def forward(self, node: int, context: Tensor | None = None) -> Tensor:
         start, stop = self.spans[node]
-        return self.squash(self.alpha[start:stop])
+        return as_output(self.squash(self.alpha[start:stop]))
 
     def pass_weights(self) -> Tensor:
-        return self.squash(self.alpha)
+        return as_output(self.squash(self.alpha))
 
     def edge_weights(self) -> Tensor:
         return self.squash(self.alpha)

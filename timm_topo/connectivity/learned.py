@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..wiring import Wiring
-from .base import StaticConnectivity, register_connectivity
+from .base import StaticConnectivity, as_output, register_connectivity
 
 
 class LearnedConnectivity(StaticConnectivity):
@@ -62,19 +62,22 @@ class LearnedConnectivity(StaticConnectivity):
         self.reset_parameters()
 
     def forward(self, node: int, context: Tensor | None = None) -> Tensor:
+        return as_output(self._weights(node))
+
+    def pass_weights(self) -> Tensor:
+        return as_output(self.edge_weights())
+
+    def edge_weights(self) -> Tensor:
+        if self.all_learned:
+            return self.squash(self.alpha)
+        return torch.cat([self._weights(node) for node in range(1, len(self.spans))])
+
+    def _weights(self, node: int) -> Tensor:
         start, stop = self.spans[node]
         if self.all_learned:
             return self.squash(self.alpha[start:stop])
         own = slice(self.starts[node], self.starts[node] + stop - start)
         return self.constant[own] if self.unlearned[node] else self.squash(self.alpha[own])
-
-    def pass_weights(self) -> Tensor:
-        if self.all_learned:
-            return self.squash(self.alpha)
-        return torch.cat([self.forward(node) for node in range(1, len(self.spans))])
-
-    def edge_weights(self) -> Tensor:
-        return self.pass_weights()
 
     def select(self, wiring: Wiring, edges: Sequence[int]) -> 'LearnedConnectivity':
         if self.all_learned:

@@ -108,7 +108,7 @@ class MaskConnectivity(Connectivity):
             self.mask = nn.Parameter(mask)
         else:
             self.register_buffer('mask', mask)
-        for name in ('slots', 'places', 'limits', 'scale'):
+        for name in ('padded_edges', 'places', 'limits', 'scale'):
             self.register_buffer(name, None, persistent=False)
         self.reset_parameters()
 
@@ -131,13 +131,15 @@ class MaskConnectivity(Connectivity):
         """All weights; a row per node, padded to the largest in-degree."""
         mask = self._clipped()
         keys = self._keys(mask, draws)
-        padded = torch.cat([keys, keys.new_full((1,), -1.0)])[self.slots]
+        padded = torch.cat([keys, keys.new_full((1,), -1.0)])[self.padded_edges]
         active = (_ranks(padded) < self.limits).flatten()[self.places]
         gradient = mask - mask.detach()
         if self.centered:
-            sums = torch.cat([gradient, gradient.new_zeros(1)])[self.slots].sum(1, keepdim=True)
-            means = sums / self.slots.lt(self.num_edges).sum(1, keepdim=True).clamp(min=1)
-            gradient = gradient - means.expand_as(self.slots).flatten()[self.places]
+            sums = torch.cat([gradient, gradient.new_zeros(1)])[self.padded_edges].sum(
+                1, keepdim=True
+            )
+            means = sums / self.padded_edges.lt(self.num_edges).sum(1, keepdim=True).clamp(min=1)
+            gradient = gradient - means.expand_as(self.padded_edges).flatten()[self.places]
         return (active.to(mask.dtype) + gradient) * self.scale
 
     def _clipped(self) -> Tensor:
@@ -166,14 +168,14 @@ class MaskConnectivity(Connectivity):
     def _lay_out(self) -> None:
         """Buffers that follow: edges of each node, places of each edge, K_j, weight of an edge."""
         width = max(self.wiring.in_degrees)
-        slots, places = [], []
+        padded, places = [], []
         for row, (start, stop) in enumerate(self.spans[1:]):
-            slots.append([*range(start, stop), *[self.num_edges] * (width - stop + start)])
+            padded.append([*range(start, stop), *[self.num_edges] * (width - stop + start)])
             places += range(row * width, row * width + stop - start)
         limits = [[fan_in] for fan_in in self.fan_ins[1:]]
-        self.slots, self.places, self.limits = (
+        self.padded_edges, self.places, self.limits = (
             torch.tensor(values, dtype=torch.long, device=self.mask.device)
-            for values in (slots, places, limits)
+            for values in (padded, places, limits)
         )
         weights = [1 / self.divisors[target] for _, target in self.wiring.edges]
         self.scale = torch.tensor(weights, dtype=self.mask.dtype, device=self.mask.device)

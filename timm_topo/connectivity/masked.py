@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from .base import Connectivity
+from .base import Connectivity, all_weights
 
 __all__ = ['MaskedEdges']
 
@@ -34,7 +34,7 @@ class MaskedEdges(Connectivity):
         return weights * self.keep[start:stop].to(weights)
 
     def pass_weights(self) -> Tensor:
-        weights = self.rule.pass_weights()
+        weights = all_weights(self.rule)
         return weights * self.keep.to(weights)
 
     def edge_weights(self) -> Tensor:

@@ -42,7 +42,11 @@ class NodesAlone(_Baseline):
 
         def step(stage: GraphStage, node: int, inputs: list[Tensor], into: InEdges) -> Tensor:
             source = inputs[-1]
-            if before and before[-1].shape == source.shape and not (stage.raw_entry and node == 1):
+            if (
+                before
+                and before[-1].shape == source.shape
+                and not (stage.first_reads_input and node == 1)
+            ):
                 source = before[-1]
             if node < stage.wiring.num_nodes - 1:
                 before.append(_kept(stage.nodes[node - 1], source))

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from ..stages import Executor, GraphStage, Stage, best, register
+from ..watched import watched_any
 from . import workspace
 from .kernels import kernels_apply
 from .layout import in_best_layout
-from .plain import objection_to_any
 
 __all__ = ['Chunked']
 
@@ -36,7 +36,7 @@ class Chunked(Executor):
         if type(stage) is not GraphStage:
             return f'a {type(stage).__name__} has maps of several shapes, or its own equation'
         inner = [module for module in stage.modules() if module is not stage]
-        return next(filter(None, map(_mixes, inner)), '') or objection_to_any(inner)
+        return next(filter(None, map(_mixes, inner)), '') or watched_any(inner)
 
     def run(self, stage: GraphStage, x: Tensor) -> Tensor:
         workspace.clear()

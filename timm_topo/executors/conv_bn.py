@@ -12,10 +12,9 @@ __all__ = ['convolve', 'invertible', 'layers_backward', 'norm_into']
 
 aten = torch.ops.aten
 
-# Below this |gamma| / |beta|, dividing by gamma costs more digits than a float32 can spare; half
-# precision can spare hardly any.
-_MIN_SCALE = 1e-2
-_MIN_SCALE_OF_HALF = 0.5
+# Batch norm's normalised input is read off its output only where rounding moves it by at most so
+# many units of rounding of 1 (see invertible).
+_MOST_UNITS = 8.0
 
 
 def convolve(x: Tensor, conv: nn.Conv2d, weight: Tensor) -> Tensor:
@@ -58,18 +57,29 @@ def statistics_type(device: str, dtype: torch.dtype) -> torch.dtype:
     return dtype if device == 'cpu' else torch.promote_types(dtype, torch.float32)
 
 
-def invertible(parameters: Sequence[Sequence[Tensor]], dtype: torch.dtype) -> list[bool]:
-    """Whether the input of each batch norm can be read off its output in this precision.
+def invertible(
+    parameters: Sequence[Sequence[Tensor]], statistics: Sequence[Tensor], dtype: torch.dtype
+) -> list[bool]:
+    """Whether the normalised input of each batch norm can be read off its output x_j.
+
+    x_j = gamma xhat + beta, with xhat = (y - mean) scale, is computed as y (gamma scale) + (beta -
+    mean gamma scale) and rounded to ``dtype``. To first order, (x_j - beta) / gamma differs from
+    xhat by |beta / gamma| + |xhat| units of rounding of ``dtype``, and by 2 |mean| scale + |xhat|
+    units of the type of the computation. The terms that do not come with xhat must be below
+    :data:`_MOST_UNITS`, in all channels; else the last convolution is computed anew.
 
     Args:
         parameters: By node, as from :meth:`timm_topo.nodes.NodeLayers.parameters`.
+        statistics: By node, as from :func:`norm_into`.
         dtype: Of the maps.
     """
     if not parameters:
         return []
-    gammas, betas = (torch.stack([own[k] for own in parameters]).abs() for k in (-2, -1))
-    least = _MIN_SCALE if dtype in (torch.float32, torch.float64) else _MIN_SCALE_OF_HALF
-    return (gammas > least * betas.clamp(min=least)).all(1).tolist()
+    gamma, beta = (torch.stack([own[k] for own in parameters]) for k in (-2, -1))
+    mean, scale = torch.stack(tuple(statistics)).unbind(1)
+    finer = torch.finfo(mean.dtype).eps / torch.finfo(dtype).eps
+    units = beta.abs() + 2 * finer * (mean * scale * gamma).abs()
+    return (units < _MOST_UNITS * gamma.abs()).all(1).tolist()
 
 
 def layers_backward(

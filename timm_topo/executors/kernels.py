@@ -7,10 +7,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ..nodes import LayeredNode
 from ..stages import GraphStage, InEdges, Offset, Stage, is_eager, register
 from ..stages.aggregate import check_sum
-from .plain import objection_to_any
+from ..watched import watched_any
+from .plain import is_layered
 from .reference import StepExecutor
 from .table import Table
 
@@ -78,10 +78,10 @@ class KernelSums(StepExecutor):
 
 def _starts_with_relu(node) -> bool:
     """Whether a node is its layers, a ReLU first."""
-    if not isinstance(node, LayeredNode) or type(node).forward is not LayeredNode.forward:
+    if not is_layered(node):
         return False
     act = node.layers().act
-    return type(act) is torch.nn.ReLU and not objection_to_any((node, act))
+    return type(act) is torch.nn.ReLU and not watched_any((node, act))
 
 
 @lru_cache

@@ -1,34 +1,18 @@
-"""Whether a module computes what its type says: no hook watches it, no forward was replaced."""
+"""Whether nodes are the layers that executors can run themselves."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from torch import nn
-from torch.nn.modules import module as _module
 
 from ..nodes import LayeredNode, NodeLayers
+from ..watched import watched, watched_any
 
-__all__ = ['conv_objection', 'layers_objection', 'objection_to_any', 'watched']
-
-_HOOKS = (
-    '_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks',
-)  # fmt: skip
+__all__ = ['conv_objection', 'is_layered', 'layers_objection']
 
 
-def watched(module: nn.Module) -> str:
-    """How something outside watches or replaces the call of ``module``; '' if nothing does."""
-    kind = type(module).__name__
-    if any(getattr(module, hooks) for hooks in _HOOKS):
-        return f'a hook watches a {kind}'
-    if 'forward' in vars(module):
-        return f'the forward of a {kind} was replaced'
-    return ''
-
-
-def objection_to_any(modules: Iterable[nn.Module]) -> str:
-    """The first answer of :func:`watched`, or that hooks watch all modules."""
-    if any(getattr(_module, f'_global{hooks}') for hooks in _HOOKS):
-        return 'hooks watch all modules'
-    return next(filter(None, map(watched, modules)), '')
+def is_layered(node: nn.Module | None) -> bool:
+    """Whether a node is its layers, one after another."""
+    return isinstance(node, LayeredNode) and type(node).forward is LayeredNode.forward
 
 
 def layers_objection(nodes: Sequence[nn.Module], resizes: bool, training: bool) -> str:
@@ -39,50 +23,54 @@ def layers_objection(nodes: Sequence[nn.Module], resizes: bool, training: bool) 
         resizes: Whether the first of them may change the shape.
         training: The mode that all must be in.
     """
+    if why := watched_any(()):
+        return why
     for number, node in enumerate(nodes, start=1):
-        kind = type(node).__name__
-        if not isinstance(node, LayeredNode) or type(node).forward is not LayeredNode.forward:
-            return f'node {number} is a {kind}, which declares no layers'
+        if not is_layered(node):
+            return f'node {number} is a {type(node).__name__}, which declares no layers'
         layers = node.layers()
-        why = objection_to_any((node, *layers)) or _chain_objection(layers)
-        if not why and {node.training, layers.norm.training} != {training}:
-            why = f'a norm is in {"evaluation" if training else "training"} mode'
-        if not why and not (resizes and number == 1) and not _keeps_shape(layers.convs):
-            why = f'a {kind} changes the shape of its map'
+        why = (
+            next(filter(None, map(watched, (node, *layers))), '')
+            or _layers_objection(layers)
+            or _norm_objection(layers.norm, training)
+        )
         if why:
             return f'node {number}: {why}'
+        if not (resizes and number == 1) and not _keeps_shape(layers.convs):
+            return f'node {number} changes the shape of its map'
     return ''
 
 
 def conv_objection(conv: nn.Module) -> str:
     """Why ``conv`` is no convolution of maps by its weight alone."""
-    kind = type(conv).__name__
     if type(conv) is not nn.Conv2d:
-        return f'a {kind} in place of a Conv2d'
+        return f'a {type(conv).__name__} in place of a Conv2d'
     if conv.bias is not None or conv.padding_mode != 'zeros' or isinstance(conv.padding, str):
         return 'a Conv2d with a bias or another padding than zeros'
     return ''
 
 
-def _chain_objection(layers: NodeLayers) -> str:
+def _layers_objection(layers: NodeLayers) -> str:
     if type(layers.act) is not nn.ReLU:
         return f'a {type(layers.act).__name__} in place of a ReLU'
-    norm, kind = layers.norm, type(layers.norm).__name__
-    if type(norm) is not nn.BatchNorm2d:
-        return f'a {kind} in place of a BatchNorm2d'
-    if not norm.affine or norm.momentum is None or norm.num_batches_tracked is None:
-        return 'a batch norm without parameters, momentum or count of batches'
-    if not norm.training and norm.running_mean is None:
-        return 'a batch norm without statistics'
     return next(filter(None, map(conv_objection, layers.convs)), '')
 
 
+def _norm_objection(norm: nn.Module, training: bool) -> str:
+    if type(norm) is not nn.BatchNorm2d:
+        return f'a {type(norm).__name__} in place of a BatchNorm2d'
+    if norm.training != training:
+        return f'a norm is in {"evaluation" if training else "training"} mode'
+    if not norm.affine or norm.momentum is None or norm.num_batches_tracked is None:
+        return 'a batch norm without parameters, momentum or count of batches'
+    if not training and norm.running_mean is None:
+        return 'a batch norm without statistics'
+    return ''
+
+
 def _keeps_shape(convs: Sequence[nn.Conv2d]) -> bool:
-    sizes = (
-        stride == 1 and 2 * padding == dilation * (kernel - 1)
-        for conv in convs
-        for stride, padding, dilation, kernel in zip(
-            conv.stride, conv.padding, conv.dilation, conv.kernel_size
-        )
-    )
-    return all(sizes) and convs[0].in_channels == convs[-1].out_channels
+    for conv in convs:
+        pads = zip(conv.padding, conv.dilation, conv.kernel_size)
+        if conv.stride != (1, 1) or any(2 * p != d * (k - 1) for p, d, k in pads):
+            return False
+    return convs[0].in_channels == convs[-1].out_channels

@@ -19,13 +19,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from ..nodes import LayeredNode, NodeLayers, ShortcutEntry
+from ..nodes import NodeLayers, ShortcutEntry
 from ..stages import Executor, GraphStage, Stage, register
 from ..stages.stage import recomputes
+from ..watched import watched_any
 from .conv_bn import invertible, layers_backward
 from .kernels import make_table
 from .layout import in_best_layout, is_channels_last
-from .plain import conv_objection, objection_to_any
+from .plain import conv_objection, is_layered
 from .schedule import schedule
 from .sums import BackwardSums
 from .table_stage import autocast_dtype, fill, table_objection
@@ -60,8 +61,8 @@ def _train(stage: GraphStage, x: Tensor) -> Tensor:
     x_0 = x_0.to(autocast_dtype(x) or x_0.dtype)
     layers = [node.layers() for node in stage.nodes]
     parameters = [p for own in layers for p in own.parameters()]
-    raw = x if stage.raw_entry else None
-    return _StageFunction.apply(stage, layers, weights, raw, x_0, *parameters)
+    first = x if stage.first_reads_input else None
+    return _StageFunction.apply(stage, layers, weights, first, x_0, *parameters)
 
 
 def _entry(entry: torch.nn.Module, x: Tensor) -> Tensor:
@@ -69,10 +70,10 @@ def _entry(entry: torch.nn.Module, x: Tensor) -> Tensor:
     if not isinstance(entry, ShortcutEntry) or type(entry).forward is not ShortcutEntry.forward:
         return entry(x)
     node = entry.node
-    if not isinstance(node, LayeredNode) or type(node).forward is not LayeredNode.forward:
+    if not is_layered(node):
         return entry(x)
     layers = node.layers()
-    if objection_to_any((entry, node, *layers)) or any(map(conv_objection, layers.convs)):
+    if watched_any((entry, node, *layers)) or any(map(conv_objection, layers.convs)):
         return entry(x)
 
     def convolved(x: Tensor, *kernels: Tensor) -> Tensor:
@@ -92,11 +93,11 @@ class _StageFunction(torch.autograd.Function):
         wiring = stage.wiring
         flat = acquire(x_0, (wiring.num_nodes - 1, x_0.numel()))
         table = make_table(flat, x_0.shape, is_channels_last(x_0))
-        first = 1 + stage.raw_entry
+        first = 1 + stage.first_reads_input
         groups = schedule(wiring, table.sums_per_product, first)
         out, statistics = fill(table, stage, layers, weights, x, x_0, groups)
         ctx.table, ctx.form = type(table), (table.shape, table.channels_last)
-        ctx.wiring, ctx.layers, ctx.raw = wiring, layers, stage.raw_entry
+        ctx.wiring, ctx.layers = wiring, layers
         ctx.groups = [group for group in groups if group.nodes[0] >= first]
         ctx.save_for_backward(weights, x, flat, *statistics, *parameters)
         return out
@@ -115,10 +116,9 @@ def _gradients(ctx, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     if again:
         flat = flat.clone()  # gradients take the places of maps
     statistics, parameters = _by_node(ctx.layers, rest)
-    inverts = invertible(parameters, flat.dtype)
+    inverts = invertible(parameters, statistics, flat.dtype)
     table = ctx.table(flat, *ctx.form)
-    skipped = int(ctx.raw and ctx.wiring.succs(0)[:1] == (1,))
-    weighted = ctx.needs_input_grad[2]
+    weighted, skipped = ctx.needs_input_grad[2], int(x is not None)
     sums = BackwardSums(table, ctx.wiring, weights, grad_output, ctx.groups, skipped, weighted)
     grads, grad_x = [()] * len(ctx.layers), None
 
@@ -131,7 +131,7 @@ def _gradients(ctx, grad_output: Tensor) -> tuple[Tensor | None, ...]:
 
     for node, read, grad in sums.nodes():
         sums.finish(node, through(node, read, grad), read)
-    if ctx.raw:  # node 1 read the stage input
+    if x is not None:  # node 1 read the stage input
         read = (x * weights[:1]).to(flat.dtype).relu_()
         grad = aten.threshold_backward(through(1, read, sums.map_gradient(1)), read, 0)
         sums.grad_weights[0] = (grad * x).sum(dtype=weights.dtype)

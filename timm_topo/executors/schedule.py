@@ -46,16 +46,14 @@ class Group:
 
     Attributes:
         nodes: The nodes.
-        inputs: All their in-edges, from the maps before the last node; None for a single node.
-        earlier: Their in-edges from nodes before the group.
+        earlier: Their in-edges from nodes before the group; None for a single node.
         later: Their out-edges to computing nodes after the group.
-        sums_earlier: Whether one product sums over ``earlier`` before the first node is computed.
+        sums_earlier: Whether one product sums over ``earlier`` for all nodes.
         sums_later: Whether one product sums over ``later`` when gradients have reached the last
             node.
     """
 
     nodes: range
-    inputs: EdgeBlock | None = None
     earlier: EdgeBlock | None = None
     later: EdgeBlock | None = None
     sums_earlier: bool = False
@@ -81,7 +79,6 @@ def schedule(wiring: Wiring, size: int, start: int) -> tuple[Group, ...]:
             groups.append(Group(range(first, stop)))
         else:
             nodes = range(first, stop)
-            inputs = _block(wiring, nodes, range(stop - 1), lambda edge: edge[::-1])
             earlier = _block(wiring, nodes, range(first), lambda edge: edge[::-1])
             later = _block(wiring, nodes, range(stop, last), lambda edge: edge)
             # a partial sum is written and read once more
@@ -89,7 +86,7 @@ def schedule(wiring: Wiring, size: int, start: int) -> tuple[Group, ...]:
                 len(edges.positions) > 2 * edges.shape[1] + 4 * len(nodes)
                 for edges in (earlier, later)
             )
-            groups.append(Group(nodes, inputs, earlier, later, *pays))
+            groups.append(Group(nodes, earlier, later, *pays))
         stop = first
     return tuple(groups[::-1])
 

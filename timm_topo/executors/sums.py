@@ -6,7 +6,7 @@ Both follow a schedule (:mod:`.schedule`). Who computes nodes from these sums ne
 import itertools
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from functools import lru_cache
 
 import torch
@@ -39,20 +39,44 @@ def reads(
         weights: ``(E,)``.
         groups: The schedule.
     """
-    one = weights.new_ones(1)
     for group in groups:
-        if not group.sums_earlier:
+        with _GroupReads(table, wiring, weights, group) as group_reads:
             for node in group.nodes:
-                own = in_edge_weights(wiring, weights, node)
-                yield table.sum(wiring.preds(node), own, relu=True)
-            continue
-        with scratch(table.flat, len(group.nodes) * table.flat.shape[1]) as place:
-            partial = table.sums(group.earlier.matrix(weights), 0, place)
-            for node, earlier in zip(group.nodes, partial):
-                preds, own = wiring.preds(node), in_edge_weights(wiring, weights, node)
-                near = bisect_left(preds, group.nodes.start)
-                within = torch.cat([own[near:], one])
-                yield table.sum(preds[near:], within, [earlier], relu=True)
+                yield group_reads[node]
+
+
+class _GroupReads(AbstractContextManager):
+    """relu(sum_i a_ij x_i) by node of a group, to the same bits in a forward and a backward pass.
+
+    So ReLU gates are those of the forward pass. Maps before a node must be in the table.
+    """
+
+    def __init__(self, table: Table, wiring: Wiring, weights: Tensor, group: Group):
+        self.table, self.wiring, self.weights, self.group = table, wiring, weights, group
+        self.memory, self.earlier = ExitStack(), None
+        if group.sums_earlier:
+            self.earlier = product(table, weights, group.earlier, 0, self.memory)
+
+    def __exit__(self, *error) -> None:
+        self.memory.close()
+
+    def __getitem__(self, node: int) -> Tensor:
+        preds = self.wiring.preds(node)
+        own = in_edge_weights(self.wiring, self.weights, node)
+        if self.earlier is None:
+            return self.table.sum(preds, own, relu=True)
+        first = self.group.nodes.start
+        near = bisect_left(preds, first)
+        within = torch.cat([own[near:], own.new_ones(1)])
+        return self.table.sum(preds[near:], within, [self.earlier[node - first]], relu=True)
+
+
+def product(
+    table: Table, weights: Tensor, edges: EdgeBlock, first: int, memory: ExitStack
+) -> list[Tensor]:
+    """Sums over ``edges`` from the map ``first`` on, in scratch memory until ``memory`` closes."""
+    place = memory.enter_context(scratch(table.flat, edges.shape[0] * table.flat.shape[1]))
+    return table.sums(edges.matrix(weights), first, place)
 
 
 class BackwardSums:
@@ -95,33 +119,29 @@ class BackwardSums:
         self.out_weights, self.one = weights[order], weights.new_ones(1)
         self._near = 0  # the first source whose inner product is taken node by node
 
-    def nodes(self) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+    def nodes(self) -> Iterator[tuple[int, Tensor, Tensor]]:
         """The nodes of the schedule in reverse.
 
         :meth:`finish` must be called for a node before the next is taken.
 
         Yields:
-            The node; what it read, relu(sum_i a_ij x_i), computed anew; the gradient of its map,
-            None if no node reads it.
+            The node; what it read, relu(sum_i a_ij x_i), computed anew; the gradient of its map.
         """
         sources = self._sources(self.last, 0)
         self._set(self.last, self.table.dots(sources, self.grad_output))
         for group in reversed(self.groups):
             first, stop = group.nodes.start, group.nodes.stop
-            self._near = 0 if group.inputs is None else first
-            read, later = [None] * len(group.nodes), [None] * len(group.nodes)
-            with ExitStack() as memory:
-                if group.inputs is not None:
-                    read = self._product(group.inputs, 0, memory)
+            self._near = 0 if group.earlier is None else first
+            later = [None] * len(group.nodes)
+            with (
+                ExitStack() as memory,
+                _GroupReads(self.table, self.wiring, self.weights, group) as read,
+            ):
                 if group.sums_later:
-                    later = self._product(group.later, stop, memory)
+                    later = product(self.table, self.weights, group.later, stop, memory)
                 for node in reversed(group.nodes):
-                    yield (
-                        node,
-                        self._read(node, read[node - first]),
-                        self.map_gradient(node, stop, later[node - first]),
-                    )
-            if self.weighted and group.inputs is not None:
+                    yield node, read[node], self.map_gradient(node, stop, later[node - first])
+            if self.weighted and group.earlier is not None:
                 products = group.earlier.pick(self.table.inner_products(first, stop))
                 self.grad_weights[group.earlier.numbers] = products.to(self.weights.dtype)
 
@@ -150,17 +170,6 @@ class BackwardSums:
             weights = torch.cat([weights[:near], self.one, weights[len(readers) :]])
             readers, extra = readers[:near], [later, *extra]
         return self.table.sum(readers, weights, extra) if readers or extra else None
-
-    def _product(self, edges: EdgeBlock, first: int, memory: ExitStack) -> list[Tensor]:
-        flat = self.table.flat
-        place = memory.enter_context(scratch(flat, edges.shape[0] * flat.shape[1]))
-        return self.table.sums(edges.matrix(self.weights), first, place)
-
-    def _read(self, node: int, total: Tensor | None) -> Tensor:
-        if total is not None:
-            return self.table.shaped(total.clamp_min(0).view(-1))
-        own = in_edge_weights(self.wiring, self.weights, node)
-        return self.table.sum(self.wiring.preds(node), own, relu=True)
 
     def _sources(self, node: int, first: int) -> tuple[int, ...]:
         """Sources of ``node`` from ``first`` on, if gradients of weights are wanted."""

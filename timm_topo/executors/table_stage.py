@@ -12,11 +12,12 @@ from torch import Tensor
 
 from ..nodes import NodeLayers
 from ..stages import Executor, GraphStage, Stage, register
+from ..watched import watched_any
 from . import workspace
 from .conv_bn import convolve, norm_into
 from .kernels import kernels_apply, make_table
 from .layout import in_best_layout, is_channels_last
-from .plain import layers_objection, objection_to_any
+from .plain import layers_objection
 from .schedule import Group, schedule
 from .self_check import agrees_on
 from .sums import in_edge_weights, reads
@@ -74,7 +75,7 @@ def fill(
     """
     wiring, statistics = stage.wiring, []
     table[0].copy_(x_0)
-    if stage.raw_entry:
+    if stage.first_reads_input:
         groups = [group for group in groups if group.nodes[0] > 1]
         inputs = [(x * in_edge_weights(wiring, weights, 1)).to(x_0.dtype).relu_()]
     else:
@@ -94,8 +95,8 @@ def table_objection(stage: Stage, x: Tensor) -> str:
         return f'a {type(stage).__name__} has maps of several shapes, or an equation of its own'
     return (
         _graph_objection(stage)
+        or layers_objection(stage.nodes, stage.first_reads_input, stage.training)
         or _input_objection(x)
-        or layers_objection(stage.nodes, stage.raw_entry, stage.training)
     )
 
 
@@ -106,7 +107,7 @@ def _graph_objection(stage: GraphStage) -> str:
         return 'constants are added to sums'
     if stage.entry_is_unread:
         return 'no node reads x_0'
-    return objection_to_any((stage.connectivity,))
+    return watched_any((stage.connectivity,))
 
 
 def _input_objection(x: Tensor) -> str:

@@ -114,7 +114,7 @@ class Rewired(GraphNet):
         for stage in graph_stages(self).values():
             stage.connectivity.reset_parameters()
             if is_new(stage.entry):
-                reset_projection(stage.entry, beside=stage.raw_entry)
+                reset_projection(stage.entry, beside=stage.first_reads_input)
         for conv in replaced(self):
             reset_input_conv(conv)
 

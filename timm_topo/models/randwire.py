@@ -128,13 +128,13 @@ def _stage(wiring, rule, ids, in_chs, chs, projection, norm_layer, dd) -> GraphS
     """One stage: the input is halved by those who read it, or by a projection too."""
     if len(ids) != wiring.num_nodes:
         raise ValueError(f'{wiring} needs as many node_ids, got {list(ids)}')
-    raw = [set(wiring.preds(node)) == {0} for node in range(wiring.num_nodes)]
+    reads_input = [set(wiring.preds(node)) == {0} for node in range(wiring.num_nodes)]
     if projection:
         entry = ConvNorm(in_chs, chs, 1, 2, norm_layer, **dd)
-        raw = [id_ == 1 for id_ in ids]  # the others read what the projection makes
+        reads_input = [id_ == 1 for id_ in ids]  # the others read what the projection makes
     else:
         entry = nn.Identity()
-        mixed = [n for n in wiring.succs(0) if not raw[n] or n == wiring.num_nodes - 1]
+        mixed = [n for n in wiring.succs(0) if not reads_input[n] or n == wiring.num_nodes - 1]
         if mixed:
             raise ValueError(
                 f'node {mixed[0]} of {wiring} reads the stage input beside other nodes, or is the '
@@ -147,12 +147,12 @@ def _stage(wiring, rule, ids, in_chs, chs, projection, norm_layer, dd) -> GraphS
             )
     nodes = [
         SepConvNode(in_chs, chs, 2, norm_layer=norm_layer, **dd)
-        if raw[node]
+        if reads_input[node]
         else SepConvNode(chs, chs, norm_layer=norm_layer, **dd)
         for node in range(1, wiring.num_nodes - 1)
     ]
     return GraphStage(
-        wiring, rule, entry, nodes, raw_entry=projection and ids[1] == 1, node_ids=ids
+        wiring, rule, entry, nodes, first_reads_input=projection and ids[1] == 1, node_ids=ids
     )
 
 

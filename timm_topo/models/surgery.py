@@ -185,17 +185,17 @@ def _build(
     node_ids,
 ) -> list[nn.Module]:
     """The graph of a segment, between the norm and the activation that belong to it."""
-    first, blocks, norm, raw, act = segment[0], segment, None, False, None
+    first, blocks, norm, reads_input, act = segment[0], segment, None, False, None
     if projected_entry and _keeps_resolution(first):
         entry = _projected_entry(first)
         act = copy.deepcopy(first.parts.act)  # x_0 is not activated, unlike the stage input
     elif first.has_identity:
         entry = nn.Identity()
     elif first.parts is not None and first.parts.shortcut is not None:
-        entry, raw = first.own(first.parts.shortcut), True
+        entry, reads_input = first.own(first.parts.shortcut), True
         norm = first.own(first.parts.norm) if first.parts.norm is not None else None
     elif projection and _takes_projection(first):
-        entry, raw = _projection(first.parts.branch), True
+        entry, reads_input = _projection(first.parts.branch), True
     else:  # the first block as a whole makes x_0
         entry, blocks = _from(first.name, first.module), segment[1:]
     nodes = []
@@ -218,7 +218,7 @@ def _build(
             build_connectivity(connectivity, graph, channels, **dd),
             entry,
             [nodes[i - 1] for i in ids[1:-1]],
-            raw_entry=raw and 1 in ids and last > 1,
+            first_reads_input=reads_input and 1 in ids and last > 1,
             node_ids=ids,
         )
     except (TypeError, ValueError) as error:

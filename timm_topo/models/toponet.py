@@ -118,7 +118,7 @@ class TopoNet(StagedNet):
                     build_connectivity(rule, wirings[stage], out_chs, **dd),
                     parts.entry,
                     [parts.nodes[i - 1] for i in ids[1:-1]],
-                    raw_entry=parts.raw_entry and ids[1] == 1,
+                    first_reads_input=parts.first_reads_input and ids[1] == 1,
                     node_ids=ids,
                 )
             )

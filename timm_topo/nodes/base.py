@@ -15,12 +15,12 @@ class StageParts:
     Attributes:
         entry: Stage input -> x_0.
         nodes: The computing nodes in order.
-        raw_entry: Whether the first of them reads the stage input instead of x_0.
+        first_reads_input: Whether the first of them reads the stage input instead of x_0.
     """
 
     entry: nn.Module
     nodes: list[nn.Module]
-    raw_entry: bool = False
+    first_reads_input: bool = False
 
 
 @dataclass(frozen=True)

@@ -74,5 +74,5 @@ def conv_parts(
             )
             for node in range(num_nodes)
         ],
-        raw_entry=not same and num_nodes > 0,
+        first_reads_input=not same and num_nodes > 0,
     )

@@ -51,6 +51,8 @@ class ConvNeXtBranch(nn.Module):
         block: The block; its modules are shared.
     """
 
+    keeps_input = True  # executors may share what it reads
+
     def __init__(self, block: nn.Module):
         super().__init__()
         self.channels_first = block.use_conv_mlp

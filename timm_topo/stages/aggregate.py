@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-__all__ = ['aggregate', 'aggregate_reference', 'check_sum', 'sum_gradients']
+__all__ = ['aggregate', 'aggregate_reference', 'check_sum', 'is_transformed', 'sum_gradients']
 
 
 def aggregate(inputs: Sequence[Tensor], weights: Tensor) -> Tensor:
@@ -23,14 +24,14 @@ def aggregate(inputs: Sequence[Tensor], weights: Tensor) -> Tensor:
     Raises:
         ValueError: No inputs, or weights that do not fit them.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if is_transformed():
         return aggregate_reference(inputs, weights)
     check_sum(inputs, weights)
     return _WeightedSum.apply(weights, *inputs)
 
 
 def aggregate_reference(inputs: list[Tensor], weights: Tensor) -> Tensor:
-    """The sum as products and additions, for tracing and compiling (which fuse it).
+    """The sum as products and additions, for tracing, compiling (which fuses it) and transforms.
 
     Args:
         inputs: As for :func:`aggregate`.
@@ -54,6 +55,15 @@ def _columns(weights: Tensor, dtype: torch.dtype) -> list[Tensor]:
     if dtype == torch.float16 or dtype == torch.bfloat16:
         dtype = torch.float32
     return list(weights.to(dtype)[..., None, None, None].unbind(-4))
+
+
+def is_transformed() -> bool:
+    """Whether operators are traced or compiled, or a transform of torch.func or forward-mode
+    derivatives see them.
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return True
+    return forward_ad._current_level >= 0 or torch._C._functorch.maybe_current_level() is not None
 
 
 def check_sum(inputs: Sequence[Tensor], weights: Tensor) -> None:

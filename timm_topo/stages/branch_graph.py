@@ -7,7 +7,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
-from ..connectivity import Connectivity
+from ..connectivity import Connectivity, all_weights
 from ..wiring import Wiring
 from .stage import Stage, checkpointed
 
@@ -89,7 +89,7 @@ class BranchGraph(Stage):
         counts = [self.levels.count(level) for level in range(self.levels[-1] + 1)]
         self.level_sizes = list(counts if level_sizes is None else level_sizes)
         device = next(iter(connectivity.state_dict().values())).device
-        self.fan_out, *behind = (
+        self.fan_out, *later = (
             EdgeMatrix(
                 wiring,
                 range(stop - size - before, stop - size),
@@ -98,7 +98,7 @@ class BranchGraph(Stage):
             )
             for before, size, stop in zip(sizes, sizes[1:], self.stops[1:])
         )
-        self.matrices = nn.ModuleList(behind)
+        self.matrices = nn.ModuleList(later)
 
     def run(
         self, x: Tensor, levels: Sequence[int] | None = None
@@ -110,12 +110,12 @@ class BranchGraph(Stage):
 
         Args:
             x: Graph input.
-            levels: Ascending, by default the last; blocks behind the last of them do not run.
+            levels: Ascending, by default the last; blocks after the last of them do not run.
 
         Returns:
             A map per level, and the weights as for :meth:`Stage.run`.
         """
-        weights = self.connectivity.pass_weights()
+        weights = all_weights(self.connectivity)
         levels, taken = levels or [self.block_levels[-1]], []
         x = self.entry(x)
         x = x[:, None] * self.fan_out(weights).to(x.dtype)[:, :, None, None]
@@ -129,7 +129,7 @@ class BranchGraph(Stage):
         return taken, [weights[start:stop] for start, stop in self.wiring.in_edges[1:]]
 
     def cut(self, level: int) -> None:
-        """Drop the blocks behind ``level``, in place: its feature is the graph output then.
+        """Drop the blocks after ``level``, in place: its feature is the graph output then.
 
         Wiring and rule stay those of the whole graph, which can no longer be pruned.
         """

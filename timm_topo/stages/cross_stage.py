@@ -104,10 +104,10 @@ class CrossStageGraph(GraphStage):
             self.places[node, level] = len(self.places)
             for k in self.transitions_of[node]:
                 self.places[pairs[k]] = len(self.places)
-        self.map_index = [
-            [self.places[source, reads[node]] for source in wiring.preds(node)]
+        self.map_index = tuple(
+            tuple(self.places[source, reads[node]] for source in wiring.preds(node))
             for node in range(wiring.num_nodes)
-        ]
+        )
 
     def rebuild(
         self, wiring: Wiring, connectivity: Connectivity, kept: Sequence[int]

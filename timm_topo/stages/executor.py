@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from .aggregate import is_transformed
+
 if TYPE_CHECKING:
     from .stage import Stage
 
@@ -241,8 +243,9 @@ def is_eager(x: Tensor) -> bool:
     """Whether operators on ``x`` run when they are called, on memory.
 
     Not so in what is traced, compiled or exported, nor where something stands between: tensors
-    without values, modes that watch operators.
+    without values, modes that watch operators, transforms of functions (vmap, jvp, grad),
+    forward-mode derivatives.
     """
-    if torch.jit.is_tracing() or torch.compiler.is_compiling() or _get_current_dispatch_mode():
+    if is_transformed() or _get_current_dispatch_mode():
         return False
     return type(x) in (Tensor, nn.Parameter) and not x.is_meta

@@ -21,10 +21,11 @@ torch.fx.wrap('aggregate')  # a leaf for symbolic tracing: it looks at shapes
 class GraphStage(TakesOffsets, Stage):
     """x_0 = entry(x);  x_j = node_j(c_j + sum_i a_ij x_i);  output = c + sum_i a_i x_i.
 
-    The constants c are 0 but in pruned networks (:class:`TakesOffsets`). With ``raw_entry``, node 1
-    reads the stage input itself, x_1 = node_1(a_01 x): the first block of a residual stage, which
-    resizes and projects like the shortcut beside it (here the entry). In evaluation, a rule with
-    ``thresholds()`` closes edges per image (:class:`InEdgeWeights`).
+    The constants c are 0 but in pruned networks (:class:`TakesOffsets`). With
+    ``first_reads_input``, node 1 reads the stage input itself, x_1 = node_1(a_01 x): the first
+    block of a residual stage, which resizes and projects like the shortcut beside it (here the
+    entry). In evaluation, a rule with ``thresholds()`` closes edges per image
+    (:class:`InEdgeWeights`).
 
     Args:
         wiring: N nodes without dead ones.
@@ -32,7 +33,7 @@ class GraphStage(TakesOffsets, Stage):
         entry: Stage input -> x_0; resizes and projects. Not kept where no node reads x_0.
         nodes: The N - 2 computing nodes in order. Each receives a map of its own, which it may
             overwrite.
-        raw_entry: Whether node 1 reads the stage input instead of x_0.
+        first_reads_input: Whether node 1 reads the stage input instead of x_0.
         node_ids: Ids the N nodes had before pruning; by default ``0 .. N - 1``.
 
     Attributes:
@@ -49,16 +50,16 @@ class GraphStage(TakesOffsets, Stage):
         connectivity: Connectivity,
         entry: nn.Module,
         nodes: Sequence[nn.Module],
-        raw_entry: bool = False,
+        first_reads_input: bool = False,
         node_ids: Sequence[int] | None = None,
     ):
-        if raw_entry and not nodes:
+        if first_reads_input and not nodes:
             raise ValueError(f'{wiring} has no computing node that could read the stage input')
         super().__init__(wiring, connectivity, entry, nodes, len(nodes), node_ids)
-        self.raw_entry = raw_entry
+        self.first_reads_input = first_reads_input
         if self.entry_is_unread and not connectivity.needs_context:
             self.entry = nn.Identity()
-        self.map_index = [list(wiring.preds(node)) for node in range(wiring.num_nodes)]
+        self.map_index = tuple(wiring.preds(node) for node in range(wiring.num_nodes))
         self.transitions = nn.ModuleList()
         self.transitions_of: list[list[int]] = [[] for _ in range(wiring.num_nodes)]
         self.clear_offsets()
@@ -66,7 +67,7 @@ class GraphStage(TakesOffsets, Stage):
     @property
     def entry_is_unread(self) -> bool:
         """Whether no node reads x_0."""
-        return self.raw_entry and self.wiring.succs(0) == (1,)
+        return self.first_reads_input and self.wiring.succs(0) == (1,)
 
     def run(
         self, x: Tensor, step: Callable[..., Tensor] | None = None
@@ -96,7 +97,7 @@ class GraphStage(TakesOffsets, Stage):
 
     def inputs(self, node: int, x: Tensor, maps: list[Tensor]) -> list[Tensor]:
         """The maps that ``node`` reads, in the order of its in-edges."""
-        if self.raw_entry and node == 1:
+        if self.first_reads_input and node == 1:
             return [x]
         return [maps[index] for index in self.map_index[node]]
 
@@ -116,7 +117,7 @@ class GraphStage(TakesOffsets, Stage):
             connectivity,
             self.entry,
             [self.nodes[node - 1] for node in kept[1:-1]],
-            raw_entry=self.raw_entry and kept[1] == 1,
+            first_reads_input=self.first_reads_input and kept[1] == 1,
             node_ids=[self.node_ids[node] for node in kept],
         )
 

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..analysis import plot
-from ..analysis.damage import damage_edges, damage_nodes, nodes_to_damage
+from ..analysis.damage import FRACTIONS, damage_edges, damage_nodes, nodes_to_damage
 from ..analysis.network_page import damage_figures
 from ..analysis.prune import ORDERS, edge_mask, prune
 from ..analysis.tables import read_numbers, write_csv
@@ -23,9 +23,8 @@ from .evaluate import eval_loader, evaluate, image_batches, in_memory
 from .loop import train
 from .series import FREE, pending
 
-__all__ = ['FRACTIONS', 'Damage']
+__all__ = ['Damage']
 
-FRACTIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 _BATCHES = 10  # of 128 images, for new statistics
 
 

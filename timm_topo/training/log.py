@@ -11,6 +11,7 @@ from tqdm import tqdm
 from ..analysis.history import trim_edge_weights, write_edge_weights
 from ..analysis.routing import StageRouting
 from ..executors import evaluation_mode
+from ..extras import needs
 from ..stages import Stage
 
 __all__ = ['RunLog', 'adjacency_image', 'prepare_folder', 'stages_of']
@@ -37,12 +38,8 @@ class RunLog:
         trim_summary(str(folder / 'summary.csv'), start_epoch)
         trim_edge_weights(folder, start_epoch)
         if tensorboard:
-            try:
+            with needs('timm-topo[train], or --no-tensorboard'):
                 from torch.utils.tensorboard import SummaryWriter
-            except ImportError:
-                raise ImportError(
-                    'tensorboard is missing: pip install timm-topo[train], or --no-tensorboard'
-                ) from None
             self.board = SummaryWriter(str(folder), purge_step=start_epoch)
 
     def say(self, text: str) -> None:

@@ -14,7 +14,7 @@ from torch.utils.data import IterableDataset
 from tqdm import tqdm
 
 from ..analysis import plot
-from ..analysis.compare import threshold_sweep
+from ..analysis.compare import THRESHOLDS, threshold_sweep
 from ..analysis.cost import count_parameters
 from ..analysis.history import read_edge_weights
 from ..analysis.metrics import embed, similarity, stage_characteristics
@@ -27,12 +27,11 @@ from .evaluate import accuracy, image_mode
 from .loop import train
 from .series import FREE, pending
 
-__all__ = ['KINDS', 'THRESHOLDS', 'Study']
+__all__ = ['KINDS', 'Study']
 
 #: What is compared: the full graph, what a threshold leaves of it, and that trained from scratch
 #: with as many channels and with as many parameters as the full graph.
 KINDS = ('full', 'thresholded', 'rerun', 'rerun, fitted')
-THRESHOLDS = (0.001, 0.002, 0.004, 0.006, 0.008, 0.01, 0.02, 0.04, 0.08)
 
 
 @dataclass

@@ -5,21 +5,24 @@ The only part that needs matplotlib. Every function takes plain data and returns
 tells, a position, line style, hatch or mark tells too.
 """
 
-from .damage import damage_curves, node_damage
-from .degrees import degrees
-from .layers import layered_graph, layered_graphs
-from .networks import (
-    accuracy_bars,
-    contact_sheet,
-    embedding,
-    similarity_matrix,
-    threshold_curves,
-    weight_history,
-)
-from .process import animate, process_strip, retrained
-from .series import curves
-from .style import MOST_SERIES, save_figure, to_svg
-from .wirings import Panel, adjacency, graph, graphs, shared_limit, weight_histogram
+from ...extras import needs
+
+with needs('timm-topo[analysis]'):
+    from .damage import damage_curves, node_damage
+    from .degrees import degrees
+    from .layers import layered_graph, layered_graphs
+    from .networks import (
+        accuracy_bars,
+        contact_sheet,
+        embedding,
+        similarity_matrix,
+        threshold_curves,
+        weight_history,
+    )
+    from .process import animate, process_strip, retrained
+    from .series import curves
+    from .style import MOST_SERIES, save_figure, to_svg
+    from .wirings import Panel, adjacency, graph, graphs, shared_limit, weight_histogram
 
 __all__ = [
     'MOST_SERIES',
