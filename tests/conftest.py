@@ -13,6 +13,7 @@ from hypothesis import settings
 from torch import Tensor, nn
 
 from timm_topo.connectivity import build_connectivity
+from timm_topo.executors import chunked
 from timm_topo.nodes import NODES
 from timm_topo.stages import Executor, GraphStage, use
 from timm_topo.wiring import Wiring
@@ -144,6 +145,12 @@ def assert_same():
                 )
 
     return assert_same
+
+
+@pytest.fixture
+def one_image_at_a_time(monkeypatch):
+    """Caches so small that batches are split into single images."""
+    monkeypatch.setattr(chunked, '_CACHE', 1)
 
 
 @pytest.fixture

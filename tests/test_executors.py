@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from timm_topo.connectivity import build_connectivity
 from timm_topo.connectivity.masked import MaskedEdges
 from timm_topo.connectivity.router import set_tau
-from timm_topo.executors import NaiveSum, chunked, record_adjacency, set_triton_kernels
+from timm_topo.executors import NaiveSum, record_adjacency, set_triton_kernels
 from timm_topo.generators import complete, random, residual, sequential
 from timm_topo.nodes import NODES, BranchBlock, ConvNorm, SepConvEntry, SepConvNode
 from timm_topo.stages import (
@@ -39,11 +39,7 @@ MODES = {  # training, with gradients
     'training without gradients': (True, False),
 }
 LAST = torch.channels_last
-
-
-@pytest.fixture(autouse=True)
-def one_image_at_a_time(monkeypatch):
-    monkeypatch.setattr(chunked, '_CACHE', 1)
+pytestmark = pytest.mark.usefixtures('one_image_at_a_time')
 
 
 @pytest.fixture(params=[False, True], ids=['plain', 'kernels'])

@@ -481,7 +481,7 @@ def test_node_ids_that_do_not_fit_are_refused(ids):
         GraphStage(complete(4), rule, nn.Identity(), [nn.Identity(), nn.Identity()], node_ids=ids)
 
 
-def test_a_first_node_that_is_missing_reads_nothing_without_a_node_is_refused():
+def test_a_first_node_that_reads_the_input_must_exist():
     rule = build_connectivity('alpha', complete(2))
     with pytest.raises(ValueError, match='has no computing node that could read the stage input'):
         GraphStage(complete(2), rule, nn.Identity(), [], first_reads_input=True)
