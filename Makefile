@@ -27,7 +27,7 @@ demo-detection: $(STAMP)
 
 bench: $(STAMP)
 	@mkdir -p output
-	@$(BIN)/python tools/benchmark.py --suite main cifar routed pruned memory growth start compile \
+	@$(BIN)/python tools/benchmark.py --suite main cifar routed rewired pruned memory growth start compile \
 	  --json output/performance.json --markdown output/performance.md
 
 test: lint unit upstream

@@ -17,11 +17,13 @@ FILES = {
 #: training, ...) may import these and one another; nothing here may import them.
 CHAIN = {
     'version': set(),
+    'watched': set(),
     'wiring': set(),
     'generators': {'wiring'},
-    'connectivity': {'wiring'},
+    'connectivity': {'wiring', 'watched'},
     'nodes': set(),
     'stages': {'wiring', 'connectivity'},
+    'executors': {'wiring', 'connectivity', 'nodes', 'stages', 'watched'},
     'sparsity': {'wiring', 'stages'},
     'models': {'wiring', 'generators', 'connectivity', 'nodes', 'stages', 'sparsity'},
 }
@@ -82,6 +84,7 @@ def test_the_chain_names_existing_parts():
         ('from .. import checkpoint', 'timm_topo/nodes/sepconv.py', {'checkpoint'}),
         ('import timm_topo.training', 'timm_topo/sparsity.py', {'training'}),
         ('from timm_topo.stages import x', 'timm_topo/wiring.py', {'stages'}),
+        ('from ..executors import use', 'timm_topo/stages/stage.py', {'executors'}),
         ('def f():\n    from .generators import x', 'timm_topo/wiring.py', {'generators'}),
         ('from .base import x', 'timm_topo/connectivity/fixed.py', set()),
         ('from .models import x', 'timm_topo/task.py', set()),

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..executors import BASELINES, Using, naive_sum, nodes_alone, set_triton_kernels
 from ..generators import complete
+from ..models import rewire
 from ..stages import graph_stages
 from .cost import Latency, latency
 from .memory import peak_memory, saved_memory
@@ -33,6 +34,7 @@ __all__ = [
 ]
 
 _ROUTED = 'dgnet_resnet50'
+_REWIRED = ('tf_efficientnet_lite0', 'mobilenetv2_100', 'convnext_tiny', 'resnetv2_50')
 _MAIN, _PLAIN = 'toponet_adaptive', 'resnet50'
 _SMALL, _SMALL_PLAIN = 'toporesnet20', 'resnet_cifar20'
 _TINY = 'toponet_tiny_adaptive'
@@ -62,13 +64,20 @@ def suite(name: str, rounds: int = 10, device: str = 'cpu') -> list[dict]:
     return [{'suite': name, **row} for row in SUITES[name](rounds, device)]
 
 
-def _timed(of: str, models: dict, shape: Sequence[int], rounds: int, device: str) -> list[dict]:
-    """Rows of forward and of forward and backward; ratios are to the first model."""
+def _timed(
+    of: str,
+    models: dict,
+    shape: Sequence[int],
+    rounds: int,
+    device: str,
+    modes: Sequence[str] = ('forward', 'forward and backward'),
+) -> list[dict]:
+    """Rows of each mode; ratios are to the first model."""
     models = {label: model.to(device) for label, model in models.items()}
     batch, *size = shape
     rows = []
-    for mode, training in (('forward', False), ('forward and backward', True)):
-        times = latency(models, size, batch, rounds, training=training)
+    for mode in modes:
+        times = latency(models, size, batch, rounds, training=mode != 'forward')
         rows += [
             {'of': f'{of}, {mode}', 'network': label, **_numbers(taken)}
             for label, taken in times.items()
@@ -117,6 +126,18 @@ def _routed(rounds: int, device: str) -> list[dict]:
         _ROUTED: timm.create_model(_ROUTED),
     }
     return _timed('8 images of 224 px', models, (8, 3, 224, 224), rounds, device)
+
+
+def _rewired(rounds: int, device: str) -> list[dict]:
+    """Networks of timm re-wired, all edges 1, beside the networks themselves."""
+    rows = []
+    for name in _REWIRED:
+        plain = timm.create_model(name)
+        models = {name: plain, f'{name}, re-wired': rewire(plain)}
+        for batch, modes in ((1, ('forward',)), (8, ('forward', 'forward and backward'))):
+            shape = (batch, 3, 224, 224)
+            rows += _timed(f'{batch} x 224 px', models, shape, rounds, device, modes)
+    return sorted(rows, key=lambda row: row['of'])
 
 
 def _pruned(rounds: int, device: str) -> list[dict]:
@@ -350,6 +371,7 @@ SUITES = {
     'main': _main,
     'cifar': _cifar,
     'routed': _routed,
+    'rewired': _rewired,
     'pruned': _pruned,
     'memory': _memory,
     'growth': _growth,

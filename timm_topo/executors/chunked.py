@@ -40,7 +40,7 @@ class Chunked(Executor):
 
     def run(self, stage: GraphStage, x: Tensor) -> Tensor:
         workspace.clear()
-        return in_best_layout(stage, x, lambda x: self._run(stage, x))
+        return in_best_layout(x, lambda x: self._run(stage, x))
 
     def _run(self, stage: GraphStage, x: Tensor) -> Tensor:
         inner, images = best(stage, x, below=self.rank), self.images(stage, x)

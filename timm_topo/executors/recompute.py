@@ -53,7 +53,7 @@ class Recompute(Executor):
         return table_objection(stage, x)
 
     def run(self, stage: GraphStage, x: Tensor) -> Tensor:
-        return in_best_layout(stage, x, lambda x: _train(stage, x))
+        return in_best_layout(x, lambda x: _train(stage, x))
 
 
 def _train(stage: GraphStage, x: Tensor) -> Tensor:

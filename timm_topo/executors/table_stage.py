@@ -37,7 +37,7 @@ class TableForward(Executor):
 
     def run(self, stage: GraphStage, x: Tensor) -> Tensor:
         workspace.clear()
-        return in_best_layout(stage, x, lambda x: _forward(stage, x))
+        return in_best_layout(x, lambda x: _forward(stage, x))
 
 
 def _forward(stage: GraphStage, x: Tensor) -> Tensor:

@@ -11,6 +11,10 @@ __all__ = ['ConvNorm']
 class ConvNorm(nn.Module):
     """BN(conv(x)), the convolution without bias.
 
+    A pointwise convolution of fewer than 8 channels reads every stride-th pixel instead of having
+    a stride: with channels last, oneDNN's gradient of the latter writes behind its memory on CPUs
+    without AVX-512 (PyTorch 2.14).
+
     Args:
         in_chs: Input channels.
         out_chs: Output channels.
@@ -33,9 +37,12 @@ class ConvNorm(nn.Module):
     ):
         super().__init__()
         dd = {'device': device, 'dtype': dtype}
-        spatial = dict(stride=stride, padding=kernel_size // 2)
+        self.subsample = stride if kernel_size == 1 and in_chs < 8 else 1
+        spatial = dict(stride=stride // self.subsample, padding=kernel_size // 2)
         self.conv = create_conv2d(in_chs, out_chs, kernel_size, **spatial, **dd)
         self.bn = norm_layer(out_chs, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.subsample > 1:
+            x = x[:, :, :: self.subsample, :: self.subsample]
         return self.bn(self.conv(x))
