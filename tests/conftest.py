@@ -1,14 +1,22 @@
 """What several test files share: determinism, random models, a naive executor, running tools."""
 
+import copy
 import os
 import runpy
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
-from torch import nn
+from torch import Tensor, nn
+
+from timm_topo.connectivity import build_connectivity
+from timm_topo.executors import chunked
+from timm_topo.nodes import NODES
+from timm_topo.stages import Executor, GraphStage, use
+from timm_topo.wiring import Wiring
 
 ROOT = Path(__file__).parents[1]
 
@@ -55,20 +63,94 @@ def randomise():
 def naive_stage():
     """Function that runs a ``GraphStage`` edge by edge, with products and sums only."""
 
-    def naive_stage(stage: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    def naive_stage(stage: nn.Module, x: Tensor) -> Tensor:
         weights = stage.connectivity.edge_weights()
         features = {0: stage.entry(x)}
         for node in range(1, stage.wiring.num_nodes):
             total = 0
             for edge, (source, target) in enumerate(stage.wiring.edges):
                 if target == node:
-                    raw = stage.raw_entry and target == 1
+                    raw = stage.first_reads_input and target == 1
                     total = total + weights[edge] * (x if raw else features[source])
             last = node == stage.wiring.num_nodes - 1
             features[node] = total if last else stage.nodes[node - 1](total)
         return features[stage.wiring.num_nodes - 1]
 
     return naive_stage
+
+
+@pytest.fixture(scope='session')
+def stage_of():
+    """Function that builds a stage from 3 to 4 channels; norms and edge weights are drawn."""
+
+    @torch.no_grad()
+    def stage_of(
+        wiring: Wiring,
+        rule: str | dict = 'alpha',
+        node: str = 'sepconv',
+        channels: int = 4,
+        dtype: torch.dtype = torch.float64,
+    ) -> GraphStage:
+        parts = NODES[node](3, channels, wiring.num_nodes - 2, stride=2, dilation=1)
+        rule = build_connectivity(rule, wiring, channels)
+        stage = GraphStage(wiring, rule, parts.entry, parts.nodes, parts.first_reads_input)
+        draw = torch.Generator().manual_seed(wiring.num_edges)
+        for name, tensor in stage.state_dict().items():
+            if name.endswith(('running_var', 'mask')):
+                tensor.uniform_(0.5, 1, generator=draw)
+            elif tensor.is_floating_point():
+                tensor.normal_(generator=draw)
+        return stage.to(dtype)
+
+    return stage_of
+
+
+@pytest.fixture(scope='session')
+def results():
+    """Function that runs a copy of a stage, and backward where gradients are on: what it computes.
+
+    The output, the gradients of the input and of all parameters, and the buffers, by name.
+    """
+
+    def results(
+        stage: nn.Module, x: Tensor, executor: str | Executor | None = None
+    ) -> dict[str, Tensor | None]:
+        grad, stage = torch.is_grad_enabled(), copy.deepcopy(stage)
+        x = x.clone().requires_grad_(grad)
+        torch.manual_seed(0)  # masks are drawn
+        with use(executor) if executor else nullcontext():
+            output = stage(x)
+        found = {'output': output.detach(), **dict(stage.named_buffers())}
+        if grad:
+            toward = torch.linspace(-1, 1, output.numel(), dtype=output.dtype, device=x.device)
+            (output * toward.view_as(output)).sum().backward()
+            found['input'] = x.grad
+            found |= {f'gradient of {name}': p.grad for name, p in stage.named_parameters()}
+        return found
+
+    return results
+
+
+@pytest.fixture(scope='session')
+def assert_same():
+    """Function that asserts that two :func:`results` are equal."""
+
+    def assert_same(mine: dict, theirs: dict, rtol: float = 1e-7, atol: float = 1e-9) -> None:
+        assert mine.keys() == theirs.keys()
+        for name, tensor in mine.items():
+            assert (tensor is None) == (theirs[name] is None), name
+            if tensor is not None:
+                torch.testing.assert_close(
+                    tensor, theirs[name], rtol=rtol, atol=atol, msg=lambda m, n=name: f'{n}: {m}'
+                )
+
+    return assert_same
+
+
+@pytest.fixture
+def one_image_at_a_time(monkeypatch):
+    """Caches so small that batches are split into single images."""
+    monkeypatch.setattr(chunked, '_CACHE', 1)
 
 
 @pytest.fixture

@@ -16,12 +16,12 @@ from timm_topo.analysis import benchmark
 from timm_topo.analysis.benchmark import SUITES, markdown, suite, write_json
 from timm_topo.analysis.memory import keep_freed_memory, peak_memory, saved_memory
 from timm_topo.analysis.prune import prune
-from timm_topo.executors import naive_sum, nodes_alone
+from timm_topo.executors import kernels, naive_sum, nodes_alone
 from timm_topo.stages import graph_stages
 
 
 @pytest.mark.parametrize('name', ['test_toponet', 'test_dagnet', 'test_randwire', 'toporesnet20'])
-def test_the_naive_loop_is_the_network(name, randomise):
+def test_the_naive_sum_is_the_network(name, randomise):
     model = randomise(timm.create_model(name, num_classes=5)).double()
     naive, x = naive_sum(model), torch.randn(2, 3, 64, 64, dtype=torch.float64)
     torch.testing.assert_close(naive.eval()(x), model.eval()(x))
@@ -46,7 +46,7 @@ def test_the_floor_is_the_nodes_one_after_another(name, randomise):
                for p in stage.nodes.parameters())  # fmt: skip
     expected = copy.deepcopy(model).train()
     for stage in graph_stages(expected).values():
-        first = [] if stage.raw_entry else [stage.entry]
+        first = [] if stage.first_reads_input else [stage.entry]
         stage.forward = nn.Sequential(*first, *stage.nodes).forward
     torch.testing.assert_close(nodes_alone(model).train()(x), expected(x))
 
@@ -77,11 +77,18 @@ def test_the_floor_of_nodes_that_change_the_shape_runs():
             assert all(p.grad is not None for p in stage.nodes[node - 1].parameters())
 
 
-@pytest.mark.parametrize('name', ['test_maskconnect_resnext', 'test_toponet'])
-def test_what_is_no_sum_of_maps_has_no_naive_form(name):
-    options = {'connectivity': 'router'} if name == 'test_toponet' else {}
-    with pytest.raises(ValueError, match='only static sums over maps have a naive form'):
-        naive_sum(timm.create_model(name, **options))
+@pytest.mark.parametrize('baseline', [naive_sum, nodes_alone])
+@pytest.mark.parametrize(
+    ('name', 'options', 'told'),
+    [
+        ('test_maskconnect_resnext', {}, 'nodes are not computed one by one'),
+        ('test_toponet', {'connectivity': 'router'}, 'edge weights depend on the image'),
+    ],
+)
+def test_what_is_no_static_sum_of_maps_has_no_baseline(baseline, name, options, told):
+    model = baseline(timm.create_model(name, **options))
+    with pytest.raises(ValueError, match=told):
+        model(torch.randn(1, 3, 64, 64))
 
 
 def test_saved_memory_counts_every_storage_once():
@@ -135,7 +142,7 @@ def test_times_are_of_both_modes_and_relative_to_the_first(monkeypatch):
     for row in rows:
         by_network.setdefault(row['network'], []).append(row)
     assert list(by_network) == [
-        'test_resnet', 'test_toponet', 'test_toponet, naive loop', 'test_toponet, nodes alone'
+        'test_resnet', 'test_toponet', 'test_toponet, naive sum', 'test_toponet, nodes alone'
     ]  # fmt: skip
     assert [row['ratio'] for row in by_network['test_resnet']] == [1, 1]
     for forward, training in by_network.values():
@@ -145,7 +152,7 @@ def test_times_are_of_both_modes_and_relative_to_the_first(monkeypatch):
 def test_a_benchmark_of_different_functions_is_void(monkeypatch):
     for name, model in (('_MAIN', 'test_toponet'), ('_PLAIN', 'test_resnet')):
         monkeypatch.setattr(benchmark, name, model)
-    monkeypatch.setattr(benchmark, 'as_naive', as_floor)
+    monkeypatch.setattr(benchmark, 'naive_sum', nodes_alone)
     with pytest.raises(RuntimeError, match='the benchmark is void'):
         suite('main', 1)
 
@@ -233,4 +240,4 @@ def test_kernels_are_as_by_default_after_the_suite(monkeypatch):
         monkeypatch.setattr(benchmark, constant, model)
     monkeypatch.setattr(benchmark, '_GPU_BATCH', (2, 32))
     SUITES['gpu'](1, 'cpu')
-    assert sys.modules['timm_topo.stages.aggregate']._fused is None
+    assert kernels._enabled is None

@@ -113,7 +113,7 @@ def test_the_first_stage_of_a_resnet_is_projected():
     shapes = {}
     for name in ('dgnet_resnet18', 'dgnet_resnet50', 'dgnet_resnext50_32x4d'):
         stages = list(graph_stages(timm.create_model(name, device='meta')).values())
-        assert [stage.raw_entry for stage in stages] == [False, True, True, True]
+        assert [stage.first_reads_input for stage in stages] == [False, True, True, True]
         first = next(m for m in stages[0].nodes[0].modules() if isinstance(m, nn.Conv2d))
         shapes[name] = first.in_channels, first.out_channels
     assert shapes == {

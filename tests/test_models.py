@@ -30,7 +30,7 @@ from timm_topo.analysis.prune import prune
 from timm_topo.connectivity import exempt_from_weight_decay
 from timm_topo.generators import complete, random, residual
 from timm_topo.models.toponet import checkpoint_filter_fn
-from timm_topo.stages import GraphStage, graph_stages
+from timm_topo.stages import Stage, graph_stages
 from timm_topo.wiring import Wiring
 
 GOLDEN = json.loads((Path(__file__).parent / 'golden' / 'complexity.json').read_text())
@@ -92,7 +92,7 @@ def complexity(name: str) -> dict:
         'input_size': list(size),
         'params': sum(parameter.numel() for parameter in model.parameters()),
         'conv_mflops': conv_flops(model, size) / 1e6,
-        'edges': [m.wiring.num_edges for m in model.modules() if isinstance(m, GraphStage)],
+        'edges': [m.wiring.num_edges for m in model.modules() if isinstance(m, Stage)],
     }
 
 
@@ -338,7 +338,7 @@ def test_a_pruned_toporesnet_is_saved_with_or_without_its_first_node(randomise, 
         smaller, _ = prune(model, keep=keep)
         timm_topo.save(smaller, tmp_path / 'net')
         loaded = timm_topo.load(tmp_path / 'net').eval()
-        assert [stage.raw_entry for stage in loaded.stages] == [False, gone != 1, gone != 1]
+        assert [stage.first_reads_input for stage in loaded.stages] == [False, gone != 1, gone != 1]
         torch.testing.assert_close(loaded(x), smaller(x))
 
 

@@ -133,7 +133,7 @@ def test_the_complete_graph_follows_the_common_rule(randomise, naive_stage):
     x = model.stem(torch.randn(2, 3, 32, 32))
     for stage in model.stages:
         assert stage.wiring == complete(9)
-        assert stage.raw_entry
+        assert stage.first_reads_input
         with torch.no_grad():
             expected = naive_stage(stage, x)
             got = stage(x)

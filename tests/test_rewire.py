@@ -444,7 +444,7 @@ def test_without_a_shortcut_the_first_block_is_the_entry_or_gets_a_projection():
     sizes = [stage.wiring.num_nodes for stage in graph_stages(with_).values()]
     assert sizes == [3, 4, 5, 6, 5, 5, 3]
     for name, stage in graph_stages(with_).items():
-        assert stage.raw_entry
+        assert stage.first_reads_input
         assert stage.entry.conv.kernel_size == (1, 1)
         assert not stage.entry.bn.weight.any(), name
     added = sum(count_parameters(stage.entry) for stage in graph_stages(with_).values())
@@ -819,7 +819,7 @@ def test_without_its_first_block_a_stage_reads_the_projection_alone():
     keep[name] = torch.tensor([1 not in edge for edge in edges])
     smaller, report = prune(network, keep=keep)
     stage = smaller.get_submodule(name)
-    assert (stage.raw_entry, stage.node_ids) == (False, [0, 2, 3])
+    assert (stage.first_reads_input, stage.node_ids) == (False, [0, 2, 3])
     assert report.difference < 1e-9
 
 

@@ -22,17 +22,19 @@ from timm_topo.wiring import Wiring
 CHANNELS = 4
 
 
-def make_stage(wiring: Wiring, raw_entry: bool = False, tau: float = 0.0, **options) -> GraphStage:
+def make_stage(
+    wiring: Wiring, first_reads_input: bool = False, tau: float = 0.0, **options
+) -> GraphStage:
     """A stage in float64 with routers that tell images apart and nodes that all differ."""
     rule = build_connectivity({'name': 'router', **options}, wiring, CHANNELS)
-    first = 3 if raw_entry else CHANNELS
+    first = 3 if first_reads_input else CHANNELS
     widths = [first] + [CHANNELS] * (wiring.num_nodes - 3)
     nodes = [
         nn.Sequential(nn.Conv2d(width, CHANNELS, 3, padding=1), nn.BatchNorm2d(CHANNELS), nn.Tanh())
         for width in widths[: wiring.num_nodes - 2]
     ]
     entry = nn.Conv2d(3, CHANNELS, 3, padding=1)
-    stage = GraphStage(wiring, rule, entry, nodes, raw_entry=raw_entry).double()
+    stage = GraphStage(wiring, rule, entry, nodes, first_reads_input=first_reads_input).double()
     set_tau(stage, tau)
     with torch.no_grad():
         rule.weight.normal_(0, 4)
@@ -101,7 +103,9 @@ def naive(stage: GraphStage, x: Tensor, by: str) -> tuple[Tensor, Tensor]:
                 continue
             total = torch.zeros_like(features[0])
             if kept:
-                read = {s: image if stage.raw_entry and node == 1 else features[s] for s in kept}
+                read = {
+                    s: image if stage.first_reads_input and node == 1 else features[s] for s in kept
+                }
                 total = sum(row[source] * read[source] for source in kept)
             if node < last:
                 arrive(node, stage.nodes[node - 1](total))
@@ -414,7 +418,7 @@ def test_a_network_can_skip_every_node():
 @pytest.mark.filterwarnings('ignore:.*torch.jit', 'ignore:Converting a tensor')
 def test_traced_and_compiled_networks_close_the_same_edges(tau):
     """They run every node and mask, for want of a decision per image."""
-    stage = make_stage(complete(5), raw_entry=True, tau=tau).eval()
+    stage = make_stage(complete(5), first_reads_input=True, tau=tau).eval()
     x = torch.randn(4, 3, 5, 5, dtype=torch.float64)
     with torch.no_grad():
         expected = stage(x)

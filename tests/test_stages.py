@@ -12,7 +12,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from timm_topo.connectivity import StaticConnectivity, build_connectivity
 from timm_topo.generators import complete, random, residual, sequential
 from timm_topo.nodes import NODES, ConvNorm
-from timm_topo.stages import GraphStage, aggregate, aggregate_reference, graph_stage
+from timm_topo.stages import (
+    GraphStage,
+    aggregate,
+    aggregate_reference,
+    graph_stage,
+    select_edges,
+)
 from timm_topo.wiring import Wiring
 
 SHAPE = (2, 3, 4, 5)
@@ -257,7 +263,7 @@ def make_stage(
 ) -> GraphStage:
     parts = NODES[node](3, channels, wiring.num_nodes - 2, stride=2, dilation=1)
     rule = build_connectivity(connectivity, wiring)
-    return GraphStage(wiring, rule, parts.entry, parts.nodes, parts.raw_entry)
+    return GraphStage(wiring, rule, parts.entry, parts.nodes, parts.first_reads_input)
 
 
 @settings(max_examples=25)
@@ -396,14 +402,15 @@ def test_select_drops_nodes_that_nobody_reads_without_changing_the_output(random
 
 def test_the_first_node_reads_the_stage_input_until_it_goes(randomise, naive_stage):
     stage = randomise(make_stage(complete(5), node='conv')).double().eval()
-    assert stage.raw_entry
+    assert stage.first_reads_input
     assert stage.nodes[0].conv.in_channels == 3
     x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
     without = [e for e, edge in enumerate(stage.wiring.edges) if 1 not in edge]
     smaller = select_edges(stage, without)
-    assert (smaller.raw_entry, smaller.node_ids) == (False, [0, 2, 3, 4])
+    assert (smaller.first_reads_input, smaller.node_ids) == (False, [0, 2, 3, 4])
     torch.testing.assert_close(smaller(x), zeroed(stage, without)(x))
-    again = smaller.select([e for e, edge in enumerate(smaller.wiring.edges) if 1 not in edge])
+    without = [e for e, edge in enumerate(smaller.wiring.edges) if 1 not in edge]
+    again = select_edges(smaller, without)
     assert again.node_ids == [0, 3, 4], 'ids of the first stage'
     torch.testing.assert_close(again(x), naive_stage(again, x))
 
@@ -412,7 +419,7 @@ def test_an_entry_that_nobody_reads_is_not_kept(randomise):
     stage = randomise(make_stage(complete(4), node='conv')).double().eval()
     edges = [e for e, edge in enumerate(stage.wiring.edges) if edge[0] or edge == (0, 1)]
     smaller = select_edges(stage, edges)
-    assert smaller.raw_entry
+    assert smaller.first_reads_input
     assert not list(smaller.entry.parameters())
     x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
     torch.testing.assert_close(smaller(x), zeroed(stage, edges)(x))
@@ -437,7 +444,7 @@ def test_an_entry_that_a_router_looks_at_is_kept():
 
     parts = NODES['conv'](3, 4, 2, stride=1, dilation=1)
     wiring = sequential(4)
-    stage = GraphStage(wiring, Pooled(wiring), parts.entry, parts.nodes, raw_entry=True)
+    stage = GraphStage(wiring, Pooled(wiring), parts.entry, parts.nodes, first_reads_input=True)
     assert isinstance(stage.entry, ConvNorm)
     stage(torch.randn(2, 3, 6, 6)).sum().backward()
 
@@ -474,7 +481,7 @@ def test_node_ids_that_do_not_fit_are_refused(ids):
         GraphStage(complete(4), rule, nn.Identity(), [nn.Identity(), nn.Identity()], node_ids=ids)
 
 
-def test_a_raw_entry_without_a_node_is_refused():
+def test_a_first_node_that_reads_the_input_must_exist():
     rule = build_connectivity('alpha', complete(2))
     with pytest.raises(ValueError, match='has no computing node that could read the stage input'):
-        GraphStage(complete(2), rule, nn.Identity(), [], raw_entry=True)
+        GraphStage(complete(2), rule, nn.Identity(), [], first_reads_input=True)

@@ -138,9 +138,11 @@ def all_weights(rule: Connectivity) -> Tensor:
 def as_output(weights: Tensor) -> Tensor:
     """``weights`` as a module may return them: without gradients, no view of a parameter.
 
-    Such a view claims to need a gradient under ``no_grad``, which confuses trackers of modules.
+    Such a view claims to need a gradient under ``no_grad``, which confuses trackers of modules. A
+    trace is the same in both modes: it is checked in the other one.
     """
-    return weights if torch.is_grad_enabled() else weights.detach()
+    as_is = torch.is_grad_enabled() or torch.jit.is_tracing()
+    return weights if as_is else weights.detach()
 
 
 class StaticConnectivity(Connectivity):

@@ -178,19 +178,19 @@ class _KernelSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx, weights: Tensor, relu: bool, *inputs: Tensor) -> Tensor:
         layout = _layout(inputs[0])
-        inputs = tuple(x.contiguous(memory_format=layout) for x in inputs)
+        maps = tuple(x.contiguous(memory_format=layout) for x in inputs)
         w = weights.to(_wide(inputs[0].dtype)).contiguous()
         y = torch.empty_like(inputs[0], memory_format=layout)
         size, grid = _grid(y)
         with torch.cuda.device_of(y):
             _forward_kernel[grid](
-                inputs, w, y, size, _step(w),
+                maps, w, y, size, _step(w),
                 COUNT=len(inputs), RELU=relu, WIDE=_type(w.dtype), BLOCK=_BLOCK,
             )  # fmt: skip
         ctx.relu, ctx.layout, ctx.count = relu, layout, len(inputs)
         # fixed weights have no gradient: then the maps need not be kept
-        maps = inputs if ctx.needs_input_grad[0] else ()
-        ctx.save_for_backward(weights, y if relu else None, *maps)
+        kept = inputs if ctx.needs_input_grad[0] else ()
+        ctx.save_for_backward(weights, y if relu else None, *kept)
         return y
 
     @staticmethod
@@ -201,7 +201,7 @@ class _KernelSum(torch.autograd.Function):
             grad = grad_y if y is None else grad_y * (y > 0)
             grad_w, *grads = sum_gradients(grad, weights, maps, needed)
             return grad_w, None, *grads
-        grad_y = grad_y.contiguous(memory_format=ctx.layout)
+        grad_y, *maps = (t.contiguous(memory_format=ctx.layout) for t in (grad_y, *maps))
         w = weights.to(_wide(grad_y.dtype)).contiguous()
         size, grid = _grid(grad_y)
         grads = [torch.empty_like(grad_y) for _ in needed] if any(needed) else []

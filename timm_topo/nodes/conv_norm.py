@@ -44,5 +44,5 @@ class ConvNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.subsample > 1:
-            x = x[:, :, :: self.subsample, :: self.subsample]
+            x = x[:, :, :: self.subsample, :: self.subsample].clone()  # which keeps the layout
         return self.bn(self.conv(x))

@@ -82,10 +82,15 @@ def register(executor: Executor) -> Executor:
     """Make an executor known to :func:`choose`.
 
     Raises:
-        ValueError: The name is taken.
+        ValueError: The name is taken, or the rank is not above that of the reference.
     """
     if executor.name in [known.name for known in _EXECUTORS]:
         raise ValueError(f'executor {executor.name!r} is already registered')
+    if _EXECUTORS and executor.rank <= 0:
+        raise ValueError(
+            f'the rank of {executor.name!r} must be above 0, that of the reference, got '
+            f'{executor.rank}'
+        )
     _EXECUTORS.append(executor)
     _EXECUTORS.sort(key=lambda known: -known.rank)
     return executor
@@ -107,8 +112,10 @@ def choose(stage: 'Stage', x: Tensor) -> Executor:
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return _EXECUTORS[-1]
     executor = _IN_USE.get()
-    if executor is None:
-        return best(stage, x)
+    return best(stage, x) if executor is None else _without_objection(executor, stage, x)
+
+
+def _without_objection(executor: Executor, stage: 'Stage', x: Tensor) -> Executor:
     objection = executor.objection(stage, x)
     if objection:
         raise ValueError(f'executor {executor.name!r} cannot run this stage: {objection}')
@@ -168,11 +175,14 @@ def node_maps(stage: 'Stage', x: Tensor, *args) -> list[Tensor]:
     """The maps that ``stage.run(x, *args)`` returns, of all nodes as a rule, the output last.
 
     Computed by the executor in use if it computes them, else by the reference.
+
+    Raises:
+        ValueError: The executor in use objects.
     """
     executor = None if torch.compiler.is_compiling() else _IN_USE.get()
     if not isinstance(executor, EquationExecutor):
         executor = _EXECUTORS[-1]
-    return executor.record(stage, x, *args)[0]
+    return _without_objection(executor, stage, x).record(stage, x, *args)[0]
 
 
 @dataclass(frozen=True)

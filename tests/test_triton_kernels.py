@@ -1,0 +1,331 @@
+"""Triton kernels compute sums over maps: on a GPU, or in Triton's interpreter on CPU (conftest)."""
+
+import sys
+from types import MethodType
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from timm_topo.executors import conv_bn, kernels, self_check, set_triton_kernels, table_stage
+from timm_topo.executors.kernels import kernels_apply, make_table
+from timm_topo.executors.self_check import agrees_on
+from timm_topo.generators import complete
+from timm_topo.stages import aggregate_reference, executors, use
+
+pytest.importorskip('triton', '3.2', reason='Triton 3.2 or newer is not installed')
+from timm_topo.executors import triton_kernels
+from timm_topo.executors.triton_kernels import KernelTable, kernel_sum
+
+DEVICE = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+HALF = [torch.bfloat16, torch.float16]
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+
+
+@pytest.fixture(autouse=True)
+def switch_on():
+    set_triton_kernels()
+    agrees_on.cache_clear()
+    yield
+    set_triton_kernels(None)
+    agrees_on.cache_clear()
+
+
+def draw(count, shape, seed, per_image=False, dtype=torch.float64) -> tuple[list[Tensor], Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    inputs = [torch.randn(shape, generator=generator).to(DEVICE, dtype) for _ in range(count)]
+    size = (shape[0], count) if per_image else (count,)
+    return inputs, torch.randn(size, generator=generator).to(DEVICE, torch.float64)
+
+
+def reference(inputs: list[Tensor], weights: Tensor, relu: bool) -> Tensor:
+    total = aggregate_reference(inputs, weights)
+    return total.relu() if relu else total
+
+
+def gradients(run, inputs: list[Tensor], weights: Tensor, relu: bool) -> list[Tensor]:
+    """The output, and gradients of the weights and of every map."""
+    leaves = [t.detach().clone().requires_grad_() for t in (weights, *inputs)]
+    y = run(leaves[1:], leaves[0], relu)
+    toward = torch.arange(y.numel(), device=y.device) % 7 - 3  # exact in any type
+    return [y, *torch.autograd.grad((y * toward.to(y.dtype).view_as(y)).sum(), leaves)]
+
+
+# -- sums over maps -------------------------------------------------------------------------------
+
+
+@settings(max_examples=25)
+@given(
+    count=st.integers(1, 6), batch=st.integers(1, 3), channels=st.integers(1, 5),
+    height=st.sampled_from([1, 7, 30]), width=st.sampled_from([1, 5, 29]), seed=st.integers(0, 99),
+    per_image=st.booleans(), relu=st.booleans(), last=st.sampled_from(['no', 'yes', 'some']),
+)  # fmt: skip
+def test_values_and_gradients(
+    count, batch, channels, height, width, seed, per_image, relu, last
+):  # fmt: skip
+    inputs, weights = draw(count, (batch, channels, height, width), seed, per_image)
+    for i, x in enumerate(inputs):
+        if last == 'yes' or (last == 'some' and i % 2):
+            inputs[i] = x.contiguous(memory_format=torch.channels_last)
+    got = gradients(kernel_sum, inputs, weights, relu)
+    expected = gradients(reference, inputs, weights, relu)
+    torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, *HALF])
+def test_half_precision_is_added_up_in_float32(dtype):
+    """Rounded once: as near to float64 as the type allows."""
+    inputs, weights = draw(40, (2, 3, 8, 8), 0, dtype=dtype)
+    got = gradients(kernel_sum, inputs, weights.float(), False)
+    exact = gradients(reference, [x.double() for x in inputs], weights, False)
+    assert [t.dtype for t in got] == [dtype, torch.float32, *[dtype] * 40]
+    eps = torch.finfo(dtype).eps
+    for mine, theirs in zip(got, exact, strict=True):
+        error = (mine.double() - theirs).abs()
+        assert (error <= eps * theirs.abs() + 1e-5 * theirs.abs().max()).all()
+
+
+def test_only_what_is_asked_for_gets_a_gradient():
+    inputs, weights = draw(3, (2, 3, 4, 4), 0)
+    inputs[1].requires_grad_()
+    kernel_sum(inputs, weights, False).sum().backward()
+    assert inputs[0].grad is None
+    assert weights.grad is None
+    torch.testing.assert_close(inputs[1].grad, weights[1].expand(2, 3, 4, 4))
+    weights.requires_grad_()
+    kernel_sum([x.detach() for x in inputs], weights, False).sum().backward()
+    torch.testing.assert_close(weights.grad, torch.stack([x.detach().sum() for x in inputs]))
+
+
+@pytest.mark.parametrize('relu', [False, True])
+def test_derivatives_of_derivatives(relu):
+    inputs, weights = draw(2, (2, 1, 2, 3), 0, per_image=relu)
+    leaves = [t.requires_grad_() for t in (weights, *inputs)]
+    assert torch.autograd.gradgradcheck(lambda w, *xs: kernel_sum(xs, w, relu), leaves)
+
+
+@settings(max_examples=25)
+@given(
+    maps=st.lists(st.integers(0, 5), max_size=6, unique=True).map(sorted), seed=st.integers(0, 99),
+    shape=st.sampled_from([(2, 3, 4, 5), (1, 4, 30, 29)]), last=st.booleans(),
+    extra=st.booleans(), relu=st.booleans(),
+)  # fmt: skip
+def test_a_table_adds_up_the_maps_it_holds(maps, seed, shape, last, extra, relu):
+    if not maps and not extra:
+        return
+    (*inputs, outside, grad), weights = draw(8, shape, seed)
+    table = make_table(torch.stack([x.reshape(-1) for x in inputs]), torch.Size(shape), last)
+    assert type(table) is KernelTable
+    held = [table[k] for k in range(6)]
+    weights = weights[: len(maps) + extra]
+    expected = reference([held[k] for k in maps] + [outside] * extra, weights, relu)
+    got = table.sum(maps, weights, [table.as_row(outside)] * extra, relu)
+    torch.testing.assert_close(got, expected)
+    assert got.is_contiguous(memory_format=LAYOUTS[last])
+    if maps:
+        expected = torch.stack([(held[k] * grad).sum() for k in maps])
+        torch.testing.assert_close(table.dots(maps, table.as_row(grad)), expected)
+        place = 5 if maps[-1] < 5 else 0
+        maps = [k for k in maps if k != place] or [1]
+        gated = torch.where(outside > 0, grad, 0)
+        expected = torch.stack([(held[k] * gated).sum() for k in maps])
+        got = table.replace_by_gradient(place, grad, outside, maps)
+        torch.testing.assert_close(got, expected)
+        torch.testing.assert_close(table[place], gated)
+
+
+# -- stages ---------------------------------------------------------------------------------------
+
+
+def images(dtype=torch.float64, layout=torch.channels_last) -> Tensor:
+    x = torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    return x.to(DEVICE, dtype, memory_format=layout)
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+@pytest.mark.parametrize('name', ['recompute', 'kernels'])
+def test_under_autocast_errors_are_those_of_half_precision(name, layout, stage_of, results):
+    """Against float64, not much larger than those of the reference."""
+    stage = stage_of(complete(5)).to(DEVICE)
+    x = images(torch.float32, layout)
+    exact = results(stage, x.double(), 'reference')
+    with torch.autocast(DEVICE.type, torch.bfloat16):
+        assert executors()[name].objection(stage.float(), x) == ''
+        usual, mine = (results(stage, x, executor) for executor in ('reference', name))
+    for key, value in mine.items():
+        error, common = ((r[key].double() - exact[key]).norm() for r in (mine, usual))
+        assert error <= 2 * common + 0.02 * exact[key].double().norm(), key
+        assert value.dtype == usual[key].dtype
+
+
+@pytest.mark.parametrize('dtype', HALF)
+def test_inference_in_half_precision(dtype, stage_of, results):
+    stage = stage_of(complete(5)).to(DEVICE, dtype).eval()
+    with torch.no_grad():
+        assert executors()['table'].objection(stage, images(dtype)) == ''
+        got, expected = (
+            results(stage, images(dtype), name)['output'] for name in ('table', 'reference')
+        )
+    assert got.dtype == dtype
+    error = (got - expected).float().norm() / expected.float().norm()
+    assert error < 10 * torch.finfo(dtype).eps
+
+
+def test_float64_stays_so_under_autocast(stage_of):
+    stage = stage_of(complete(4)).to(DEVICE).eval()
+    with torch.no_grad():
+        expected = stage(images())
+        with torch.autocast(DEVICE.type, torch.bfloat16):
+            torch.testing.assert_close(stage(images()), expected)
+
+
+@pytest.mark.parametrize('part', ['node', 'act'])
+def test_a_watched_relu_is_not_folded_in(part, stage_of):
+    stage = stage_of(complete(4)).to(DEVICE)
+    module = stage.nodes[1] if part == 'node' else stage.nodes[1].act
+    with use('kernels'):
+        before = stage(images())
+        module.forward = MethodType(lambda self, x: type(self).forward(self, x) ** 2, module)
+        got = stage(images())
+    with use('reference'):
+        expected = stage(images())
+    torch.testing.assert_close(got, expected)
+    assert not torch.allclose(got, before)
+
+
+class BatchNormOfGPUs:
+    """PyTorch's operators, but for batch norm's contract on GPUs: in evaluation it writes what it
+    used too, and both are of the type that sums are added up in (ATen/native/cuda/Normalization).
+    """
+
+    def __getattr__(self, name):
+        return getattr(torch.ops.aten, name)
+
+    class native_batch_norm:
+        @staticmethod
+        def out(
+            y, weight, bias, mean, var, training, momentum, eps, *, out, save_mean, save_invstd
+        ):
+            wide = torch.float64 if y.dtype == torch.float64 else torch.float32
+            assert save_mean.dtype == save_invstd.dtype == wide
+            assert any(
+                out.is_contiguous(memory_format=lay) and y.is_contiguous(memory_format=lay)
+                for lay in LAYOUTS
+            )
+            ours = [torch.empty_like(weight) for _ in range(2)]
+            torch.ops.aten.native_batch_norm.out(
+                y, weight, bias, mean, var, training, momentum, eps,
+                out=out, save_mean=ours[0], save_invstd=ours[1],
+            )  # fmt: skip
+            if not training:
+                ours = mean, (var.to(wide) + eps).rsqrt()
+            save_mean.copy_(ours[0])
+            save_invstd.copy_(ours[1])
+
+
+@pytest.mark.skipif(DEVICE.type == 'cuda', reason='what stands for a GPU runs on CPU')
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32, *HALF])
+def test_batch_norm_is_asked_for_what_gpus_give(dtype, stage_of, results, monkeypatch):
+    types = conv_bn.statistics_type
+    monkeypatch.setattr(conv_bn, 'statistics_type', lambda _, dtype: types('cuda', dtype))
+    monkeypatch.setattr(conv_bn, 'aten', BatchNormOfGPUs())
+    stage, x = stage_of(complete(5), dtype=dtype).eval(), images(dtype)
+    with torch.no_grad():
+        got, expected = (results(stage, x, name) for name in ('table', 'reference'))
+    error = (got['output'] - expected['output']).double().norm()
+    assert error < 10 * torch.finfo(dtype).eps * expected['output'].double().norm()
+    for name, buffer in stage.named_buffers():
+        assert torch.equal(got[name], buffer), name
+    if dtype in (torch.float32, torch.float64):
+        results(stage.train(), x, 'recompute')
+
+
+# -- the self-check -------------------------------------------------------------------------------
+
+
+def wrong_in(training: bool):
+    def norm_into(out, y, bn):
+        statistics = conv_bn.norm_into(out, y, bn)
+        if bn.training == training:
+            (statistics if training else out).mul_(2)
+        return statistics
+
+    return norm_into
+
+
+def failing(out, y, bn):
+    raise RuntimeError('no kernel image')
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32, *HALF])
+def test_tables_are_tried_before_they_are_used(dtype, monkeypatch, stage_of):
+    """Without a random number of the user's; what differs in training or evaluation is refused."""
+    before, half = torch.get_rng_state(), dtype in HALF
+    with torch.device('meta'):
+        assert agrees_on(DEVICE, dtype, True, half)
+    assert torch.equal(torch.get_rng_state(), before)
+    stage, x = stage_of(complete(4)).to(DEVICE, dtype).eval(), images(dtype)
+    for norm_into, told in (
+        (wrong_in(True), 'would compute something else'),
+        (wrong_in(False), 'would compute something else'),
+        (failing, 'fail there .no kernel image'),
+    ):
+        monkeypatch.setattr(table_stage, 'norm_into', norm_into)
+        agrees_on.cache_clear()
+        with pytest.warns(UserWarning, match=f'run node by node.*{told}'):
+            assert not agrees_on(DEVICE, dtype, True, half)
+    with torch.no_grad(), pytest.warns(UserWarning, match='run node by node'):
+        assert executors()['table'].objection(stage, x) == (
+            'tables did not agree with the equation on this device'
+        )
+        assert stage(x).isfinite().all()
+
+
+def test_without_memory_there_is_no_answer(monkeypatch):
+    key = DEVICE, torch.float32, True, False
+
+    def full(*_, **__):
+        raise torch.cuda.OutOfMemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(self_check, '_results', full)
+        with pytest.raises(torch.cuda.OutOfMemoryError):
+            agrees_on(*key)
+    assert agrees_on(*key)
+
+
+# -- Triton ---------------------------------------------------------------------------------------
+
+
+def test_without_triton_it_is_refused(monkeypatch):
+    set_triton_kernels(False)
+    monkeypatch.setitem(sys.modules, 'triton', None)
+    with pytest.raises(ImportError, match=r'need Triton 3\.2 or newer'):
+        set_triton_kernels()
+    assert not kernels_apply(torch.ones(1, 1, 1, 1))
+
+
+def test_an_old_triton_is_refused(monkeypatch):
+    import triton
+
+    monkeypatch.setattr(triton, '__version__', '3.0.0')
+    with pytest.raises(ImportError, match=r'Triton is 3\.0\.0'):
+        set_triton_kernels()
+
+
+def test_where_triton_does_not_run_it_says_so(monkeypatch):
+    """By default, on a GPU: sums are plain then."""
+    kernels._work_on.cache_clear()
+    assert kernels._work_on(DEVICE)
+    kernels._work_on.cache_clear()
+
+    def fails(*_):
+        raise RuntimeError('Failed to find C compiler')
+
+    monkeypatch.setattr(triton_kernels, 'kernel_sum', fails)
+    with pytest.warns(UserWarning, match='run without Triton, which is slower: Failed to find C'):
+        assert not kernels._work_on(DEVICE)
+    assert not kernels._work_on(DEVICE)  # says it once
+    kernels._work_on.cache_clear()
