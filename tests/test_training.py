@@ -637,7 +637,7 @@ def test_options_of_rewire_need_rewire_and_exist(argv):
 
 #: Whole-set updates of independent images: neither the order nor the batches matter.
 WHOLE_SET = ('--no-aug', '--epochs', 3, '--lr', 0.5)
-INDEPENDENT = dict(norm_layer='layernorm2d', sparsity='uniform')
+INDEPENDENT = dict(norm_layer='layernorm2d', sparsity='uniform', widths=(8, 12), stem_width=8)
 
 
 def assert_same_run(one: Path, other: Path):
@@ -647,7 +647,7 @@ def assert_same_run(one: Path, other: Path):
         assert row == pytest.approx(expected, rel=1e-5)
     weights, expected = (checkpoint(folder)['state_dict'] for folder in (one, other))
     assert_same_weights(weights, expected, tolerance=1e-5)
-    fresh = tiny(norm_layer='layernorm2d').state_dict()
+    fresh = tiny(**INDEPENDENT).state_dict()
     assert all((expected[n] - fresh[n]).abs().max() > 1e-3 for n in fresh if 'alpha' in n), 'moved'
 
 
