@@ -100,10 +100,12 @@ def _options(
         if not told and beside.is_file():
             told = read_config(beside, build_parser())
             number = yaml.safe_load(beside.read_text(encoding='utf-8')).get(FORMAT_KEY, 0)
-        if 'model' in told:
+        if not described:
+            if 'model' not in told:
+                raise ValueError(
+                    f'{path} does not tell of which network it is: give its name, --model'
+                )
             told = _migrated(told, number, path)
-        elif not described:
-            raise ValueError(f'{path} does not tell of which network it is: give its name, --model')
         vars(args).update({name: told[name] for name in vars(args) if name in told})
         if told.get('in_chans') and not args.input_size:  # of timm's train.py
             args.model_kwargs = {'in_chans': told['in_chans'], **(args.model_kwargs or {})}
