@@ -116,10 +116,11 @@ def results():
         stage: nn.Module, x: Tensor, executor: str | Executor | None = None
     ) -> dict[str, Tensor | None]:
         grad, stage = torch.is_grad_enabled(), copy.deepcopy(stage)
-        x = x.clone().requires_grad_(grad)
+        before, x = x, x.clone().requires_grad_(grad)
         torch.manual_seed(0)  # masks are drawn
         with use(executor) if executor else nullcontext():
             output = stage(x)
+        assert torch.equal(x, before), 'a stage leaves its input as it is'
         found = {'output': output.detach(), **dict(stage.named_buffers())}
         if grad:
             toward = torch.linspace(-1, 1, output.numel(), dtype=output.dtype, device=x.device)

@@ -19,8 +19,8 @@ NETWORKS = [
 ]
 
 
-@pytest.fixture(params=[False, True], ids=['plain', 'fused'])
-def kernel(request):
+@pytest.fixture(params=[False, True], ids=['plain', 'kernels'])
+def kernels(request):
     if request.param:
         pytest.importorskip('triton', '3.2', reason='Triton 3.2 or newer is not installed')
     set_triton_kernels(request.param)
@@ -43,7 +43,7 @@ def results(model, images, dtype=None):
 
 @pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(('name', 'options'), NETWORKS)
-def test_values_and_gradients_are_those_on_cpu(name, options, layout, kernel, randomise):
+def test_values_and_gradients_are_those_on_cpu(name, options, layout, kernels, randomise):
     model = randomise(timm.create_model(name, num_classes=5, **options)).double()
     images = torch.randn(4, 3, 64, 64, dtype=torch.float64)
     expected = results(model, images)
@@ -58,7 +58,7 @@ def test_values_and_gradients_are_those_on_cpu(name, options, layout, kernel, ra
     [(torch.float16, torch.channels_last), (torch.bfloat16, torch.contiguous_format)],
 )
 @pytest.mark.parametrize(('name', 'options'), NETWORKS)
-def test_half_precision_is_near(name, options, dtype, layout, kernel, randomise):
+def test_half_precision_is_near(name, options, dtype, layout, kernels, randomise):
     """Under autocast: as near as the type's digits allow."""
     model = randomise(timm.create_model(name, num_classes=5, **options))
     images = torch.randn(4, 3, 64, 64)

@@ -17,6 +17,7 @@ from timm_topo.analysis.memory import saved_memory
 from timm_topo.executors.schedule import schedule
 from timm_topo.executors.table import Table
 from timm_topo.generators import complete, sequential
+from timm_topo.nodes import SepConvEntry
 from timm_topo.stages import Stage, choose, use
 
 ROOT = Path(__file__).parents[1]
@@ -97,7 +98,8 @@ def test_autograd_keeps_one_map_per_node(nodes):
 def test_an_entry_keeps_what_its_norms_read(stage_of):
     """Of ReLU(x) and the depthwise convolution's map nothing, unless somebody watches."""
     stage = stage_of(complete(4), dtype=torch.float32)
-    x = torch.randn(2, 3, 32, 32, requires_grad=True)
+    stage.entry = SepConvEntry(8, 4)
+    x = torch.randn(2, 8, 32, 32, requires_grad=True)
     kept = saved_memory(stage, x)
     stage.entry.node.act.register_forward_hook(lambda *_: None)
     relu, depthwise = 4 * x.numel(), 4 * x.numel() // 4
@@ -211,14 +213,16 @@ def test_several_sums_per_product_are_the_equation(
 
 def test_training_few_channels_damages_no_memory():
     """Where a pointwise convolution with a stride reads fewer than 8 channels, with channels last,
-    oneDNN writes behind its gradient on CPUs without AVX-512; the C library notices.
+    oneDNN writes behind its gradient on CPUs without AVX-512; the C library notices (timm_topo
+    has no such convolution).
     """
     program = (
         'import torch, timm, timm_topo; torch.set_num_threads(1)\n'
         "model = timm.create_model('test_toponet', num_nodes=(4,), widths=(8,), strides=(2,),"
         ' stem_width=4, stem_kernel=3).train()\n'
         'images = torch.randn(16, 3, 16, 16)\n'
-        'for _ in range(300): model(images).sum().backward()'
+        'for layout in (torch.contiguous_format, torch.channels_last) * 30:\n'
+        '    model(images.contiguous(memory_format=layout)).sum().backward()'
     )
     env = {**os.environ, 'ONEDNN_MAX_CPU_ISA': 'AVX2', 'PYTHONPATH': str(ROOT)}
     done = subprocess.run([sys.executable, '-c', program], env=env, capture_output=True, text=True)

@@ -5,19 +5,17 @@ from types import MethodType
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from timm_topo.executors import conv_bn, kernels, self_check, set_triton_kernels, table_stage
-from timm_topo.executors.kernels import kernels_apply, make_table
+from timm_topo.executors.kernels import kernels_apply
 from timm_topo.executors.self_check import agrees_on
 from timm_topo.generators import complete
-from timm_topo.stages import aggregate_reference, executors, use
+from timm_topo.stages import aggregate_reference, choose, executors, use
 
 pytest.importorskip('triton', '3.2', reason='Triton 3.2 or newer is not installed')
 from timm_topo.executors import triton_kernels
-from timm_topo.executors.triton_kernels import KernelTable, kernel_sum
+from timm_topo.executors.triton_kernels import kernel_sum
 
 DEVICE = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
 HALF = [torch.bfloat16, torch.float16]
@@ -33,11 +31,11 @@ def switch_on():
     agrees_on.cache_clear()
 
 
-def draw(count, shape, seed, per_image=False, dtype=torch.float64) -> tuple[list[Tensor], Tensor]:
+def draw(count: int, shape, seed: int, dtype=torch.float64) -> tuple[list[Tensor], Tensor]:
+    """Maps, and as many weights for all images."""
     generator = torch.Generator().manual_seed(seed)
     inputs = [torch.randn(shape, generator=generator).to(DEVICE, dtype) for _ in range(count)]
-    size = (shape[0], count) if per_image else (count,)
-    return inputs, torch.randn(size, generator=generator).to(DEVICE, torch.float64)
+    return inputs, torch.randn(count, generator=generator).to(DEVICE, torch.float64)
 
 
 def reference(inputs: list[Tensor], weights: Tensor, relu: bool) -> Tensor:
@@ -56,28 +54,23 @@ def gradients(run, inputs: list[Tensor], weights: Tensor, relu: bool) -> list[Te
 # -- sums over maps -------------------------------------------------------------------------------
 
 
-@settings(max_examples=25)
-@given(
-    count=st.integers(1, 6), batch=st.integers(1, 3), channels=st.integers(1, 5),
-    height=st.sampled_from([1, 7, 30]), width=st.sampled_from([1, 5, 29]), seed=st.integers(0, 99),
-    per_image=st.booleans(), relu=st.booleans(), last=st.sampled_from(['no', 'yes', 'some']),
-)  # fmt: skip
-def test_values_and_gradients(
-    count, batch, channels, height, width, seed, per_image, relu, last
-):  # fmt: skip
-    inputs, weights = draw(count, (batch, channels, height, width), seed, per_image)
-    for i, x in enumerate(inputs):
-        if last == 'yes' or (last == 'some' and i % 2):
-            inputs[i] = x.contiguous(memory_format=torch.channels_last)
-    got = gradients(kernel_sum, inputs, weights, relu)
-    expected = gradients(reference, inputs, weights, relu)
-    torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
+@pytest.mark.parametrize('per_image', [False, True])
+@pytest.mark.parametrize('shape', [(2, 1, 2, 3), (2, 2, 30, 29)])
+def test_a_relu_is_folded_in(shape, per_image):
+    """As without, test_aggregate.py tests."""
+    inputs, weights = draw(2, shape, 0)
+    weights = weights * torch.tensor([[1.0], [-2.0]], device=DEVICE) if per_image else weights
+    got = gradients(kernel_sum, inputs, weights, True)
+    torch.testing.assert_close(got, gradients(reference, inputs, weights, True))
+    if shape == (2, 1, 2, 3):
+        leaves = [t.requires_grad_() for t in (weights, *inputs)]
+        torch.autograd.gradgradcheck(lambda w, *xs: kernel_sum(xs, w, True), leaves)
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, *HALF])
-def test_half_precision_is_added_up_in_float32(dtype):
-    """Rounded once: as near to float64 as the type allows."""
-    inputs, weights = draw(40, (2, 3, 8, 8), 0, dtype=dtype)
+def test_half_precision_is_rounded_once(dtype):
+    """So gradients are as near to float64 as the type allows."""
+    inputs, weights = draw(40, (2, 3, 8, 8), 0, dtype)
     got = gradients(kernel_sum, inputs, weights.float(), False)
     exact = gradients(reference, [x.double() for x in inputs], weights, False)
     assert [t.dtype for t in got] == [dtype, torch.float32, *[dtype] * 40]
@@ -85,55 +78,6 @@ def test_half_precision_is_added_up_in_float32(dtype):
     for mine, theirs in zip(got, exact, strict=True):
         error = (mine.double() - theirs).abs()
         assert (error <= eps * theirs.abs() + 1e-5 * theirs.abs().max()).all()
-
-
-def test_only_what_is_asked_for_gets_a_gradient():
-    inputs, weights = draw(3, (2, 3, 4, 4), 0)
-    inputs[1].requires_grad_()
-    kernel_sum(inputs, weights, False).sum().backward()
-    assert inputs[0].grad is None
-    assert weights.grad is None
-    torch.testing.assert_close(inputs[1].grad, weights[1].expand(2, 3, 4, 4))
-    weights.requires_grad_()
-    kernel_sum([x.detach() for x in inputs], weights, False).sum().backward()
-    torch.testing.assert_close(weights.grad, torch.stack([x.detach().sum() for x in inputs]))
-
-
-@pytest.mark.parametrize('relu', [False, True])
-def test_derivatives_of_derivatives(relu):
-    inputs, weights = draw(2, (2, 1, 2, 3), 0, per_image=relu)
-    leaves = [t.requires_grad_() for t in (weights, *inputs)]
-    assert torch.autograd.gradgradcheck(lambda w, *xs: kernel_sum(xs, w, relu), leaves)
-
-
-@settings(max_examples=25)
-@given(
-    maps=st.lists(st.integers(0, 5), max_size=6, unique=True).map(sorted), seed=st.integers(0, 99),
-    shape=st.sampled_from([(2, 3, 4, 5), (1, 4, 30, 29)]), last=st.booleans(),
-    extra=st.booleans(), relu=st.booleans(),
-)  # fmt: skip
-def test_a_table_adds_up_the_maps_it_holds(maps, seed, shape, last, extra, relu):
-    if not maps and not extra:
-        return
-    (*inputs, outside, grad), weights = draw(8, shape, seed)
-    table = make_table(torch.stack([x.reshape(-1) for x in inputs]), torch.Size(shape), last)
-    assert type(table) is KernelTable
-    held = [table[k] for k in range(6)]
-    weights = weights[: len(maps) + extra]
-    expected = reference([held[k] for k in maps] + [outside] * extra, weights, relu)
-    got = table.sum(maps, weights, [table.as_row(outside)] * extra, relu)
-    torch.testing.assert_close(got, expected)
-    assert got.is_contiguous(memory_format=LAYOUTS[last])
-    if maps:
-        expected = torch.stack([(held[k] * grad).sum() for k in maps])
-        torch.testing.assert_close(table.dots(maps, table.as_row(grad)), expected)
-        place = 5 if maps[-1] < 5 else 0
-        maps = [k for k in maps if k != place] or [1]
-        gated = torch.where(outside > 0, grad, 0)
-        expected = torch.stack([(held[k] * gated).sum() for k in maps])
-        got = table.replace_by_gradient(place, grad, outside, maps)
-        torch.testing.assert_close(got, expected)
-        torch.testing.assert_close(table[place], gated)
 
 
 # -- stages ---------------------------------------------------------------------------------------
@@ -146,9 +90,11 @@ def images(dtype=torch.float64, layout=torch.channels_last) -> Tensor:
 
 @pytest.mark.parametrize('layout', LAYOUTS)
 @pytest.mark.parametrize('name', ['recompute', 'kernels'])
-def test_under_autocast_errors_are_those_of_half_precision(name, layout, stage_of, results):
+def test_under_autocast_errors_are_those_of_half_precision(
+    name, layout, stage_of, results, randomise
+):
     """Against float64, not much larger than those of the reference."""
-    stage = stage_of(complete(5)).to(DEVICE)
+    stage = randomise(stage_of(complete(5))).to(DEVICE)
     x = images(torch.float32, layout)
     exact = results(stage, x.double(), 'reference')
     with torch.autocast(DEVICE.type, torch.bfloat16):
@@ -276,11 +222,11 @@ def test_tables_are_tried_before_they_are_used(dtype, monkeypatch, stage_of):
         agrees_on.cache_clear()
         with pytest.warns(UserWarning, match=f'run node by node.*{told}'):
             assert not agrees_on(DEVICE, dtype, True, half)
+    agrees_on.cache_clear()
     with torch.no_grad(), pytest.warns(UserWarning, match='run node by node'):
-        assert executors()['table'].objection(stage, x) == (
-            'tables did not agree with the equation on this device'
-        )
-        assert stage(x).isfinite().all()
+        why = executors()['table'].objection(stage, x)
+    assert why == 'tables did not agree with the equation on this device'
+    assert choose(stage, x).name == 'kernels'
 
 
 def test_without_memory_there_is_no_answer(monkeypatch):
