@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault('TRITON_INTERPRET', '1')  # before Triton is imported: kernels run on CPU
+
 from hypothesis import settings
 from torch import Tensor, nn
 
@@ -19,9 +23,6 @@ from timm_topo.stages import Executor, GraphStage, use
 from timm_topo.wiring import Wiring
 
 ROOT = Path(__file__).parents[1]
-
-if not torch.cuda.is_available():
-    os.environ.setdefault('TRITON_INTERPRET', '1')  # before Triton is imported: kernels run on CPU
 
 settings.register_profile(
     'deterministic', derandomize=True, deadline=None, max_examples=50, database=None
