@@ -21,7 +21,7 @@ MULTIPLY = ('mul', 'dot', 'matmul', 'einsum')
 
 
 def kernel(inputs: list[Tensor], weights: Tensor, relu: bool = False) -> Tensor:
-    pytest.importorskip('triton', '3.2', reason='Triton 3.2 or newer is not installed')
+    pytest.importorskip('triton', '3.3', reason='Triton 3.3 or newer is not installed')
     from timm_topo.executors.triton_kernels import kernel_sum
 
     return kernel_sum(inputs, weights, relu)

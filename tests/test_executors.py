@@ -42,7 +42,7 @@ pytestmark = pytest.mark.usefixtures('one_image_at_a_time')
 def place(request):
     """A device without and with Triton kernels, which without a GPU are interpreted."""
     if request.param:
-        pytest.importorskip('triton', '3.2', reason='Triton 3.2 or newer is not installed')
+        pytest.importorskip('triton', '3.3', reason='Triton 3.3 or newer is not installed')
     set_triton_kernels(request.param)
     yield torch.device('cuda' if request.param and torch.cuda.is_available() else 'cpu')
     set_triton_kernels(None)

@@ -22,7 +22,7 @@ NETWORKS = [
 @pytest.fixture(params=[False, True], ids=['plain', 'kernels'])
 def kernels(request):
     if request.param:
-        pytest.importorskip('triton', '3.2', reason='Triton 3.2 or newer is not installed')
+        pytest.importorskip('triton', '3.3', reason='Triton 3.3 or newer is not installed')
     set_triton_kernels(request.param)
     yield
     set_triton_kernels(None)

@@ -13,7 +13,7 @@ from timm_topo.executors.self_check import agrees_on
 from timm_topo.generators import complete
 from timm_topo.stages import aggregate_reference, choose, executors, use
 
-pytest.importorskip('triton', '3.2', reason='Triton 3.2 or newer is not installed')
+pytest.importorskip('triton', '3.3', reason='Triton 3.3 or newer is not installed')
 from timm_topo.executors import triton_kernels
 from timm_topo.executors.triton_kernels import kernel_sum
 

@@ -26,7 +26,7 @@ def set_triton_kernels(enable: bool | None = True) -> None:
         enable: By default (None) they are on NVIDIA GPUs, where Triton works.
 
     Raises:
-        ImportError: They are to be used, and Triton is missing or older than 3.2.
+        ImportError: They are to be used, and Triton is missing or older than 3.3.
     """
     global _enabled
     if enable:
@@ -106,11 +106,11 @@ def _import_kernels():
     try:
         import triton
 
-        if tuple(map(int, triton.__version__.split('.')[:2])) < (3, 2):
+        if tuple(map(int, triton.__version__.split('.')[:2])) < (3, 3):
             raise ImportError(f'Triton is {triton.__version__}')
         from . import triton_kernels
     except ImportError as error:
-        raise ImportError(f'{error}: the kernels need Triton 3.2 or newer') from None
+        raise ImportError(f'{error}: the kernels need Triton 3.3 or newer') from None
     return triton_kernels
 
 

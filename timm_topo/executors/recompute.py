@@ -112,7 +112,7 @@ class _StageFunction(torch.autograd.Function):
 def _gradients(ctx, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     """Gradients of the weights, of x, of x_0 and of the parameters."""
     weights, x, flat, *rest = ctx.saved_tensors
-    again = _keeps_graph()
+    again = torch._C._autograd._get_current_graph_task_keep_graph()  # retain_graph
     if again:
         flat = flat.clone()  # gradients take the places of maps
     statistics, parameters = _by_node(ctx.layers, rest)
@@ -149,12 +149,6 @@ def _by_node(
     """Statistics and parameters by node, from the tensors saved for the backward pass."""
     statistics, parameters = saved[: len(layers)], iter(saved[len(layers) :])
     return statistics, [[next(parameters) for _ in own.parameters()] for own in layers]
-
-
-def _keeps_graph() -> bool:
-    """Whether another backward pass may follow the one under way (retain_graph)."""
-    keeps = getattr(torch._C._autograd, '_get_current_graph_task_keep_graph', None)
-    return keeps is None or keeps()
 
 
 register(Recompute())
