@@ -195,7 +195,7 @@ def test_make_bench_runs_known_suites():
 def test_rewired_networks_stand_beside_their_own(monkeypatch):
     monkeypatch.setattr(benchmark, '_REWIRED', ('test_convnext',))
     rows = suite('rewired', 1)
-    networks = ['test_convnext', 'test_efficientnet, re-wired']
+    networks = ['test_convnext', 'test_convnext, re-wired']
     assert [row['network'] for row in rows] == 3 * networks
     assert list(dict.fromkeys(row['of'] for row in rows)) == [
         '1 x 224 px, forward', '8 x 224 px, forward', '8 x 224 px, forward and backward'
