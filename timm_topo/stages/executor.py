@@ -104,14 +104,17 @@ def executors() -> dict[str, Executor]:
 def choose(stage: 'Stage', x: Tensor) -> Executor:
     """The executor that runs ``stage`` on the stage input ``x``: the one in use, or the best.
 
-    What is traced, exported or compiled is run by the reference.
+    What is traced or exported is run by the reference; what is compiled too, but for recorders and
+    other executors of the equation in use.
 
     Raises:
         ValueError: The executor in use objects.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.jit.is_tracing():
         return _EXECUTORS[-1]
     executor = _IN_USE.get()
+    if torch.compiler.is_compiling():  # which an executor of the equation takes
+        return executor if isinstance(executor, EquationExecutor) else _EXECUTORS[-1]
     return best(stage, x) if executor is None else _without_objection(executor, stage, x)
 
 
