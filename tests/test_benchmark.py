@@ -3,6 +3,7 @@
 import copy
 import ctypes
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +65,9 @@ def test_the_floor_of_a_complete_graph_is_the_network_of_its_last_edges(name, ra
         rule.forward = lambda node, *_, w=weights, r=rule: w[r.spans[node][0] : r.spans[node][1]]
     x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
     torch.testing.assert_close(nodes_alone(model)(x), model(x))
+
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_the_floor_of_nodes_that_change_the_shape_runs():
@@ -183,10 +187,20 @@ def test_tables_and_json(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ['b.json']
 
 
-def test_make_bench_measures_all_that_needs_no_gpu():
-    makefile = (Path(__file__).parents[1] / 'Makefile').read_text()
-    measured = makefile.partition('--suite ')[2].partition(' \\')[0].split()
-    assert measured == [name for name in SUITES if not name.startswith('gpu')]
+def test_make_bench_runs_known_suites():
+    (named,) = re.findall(r'--suite ([a-z ]+?) \\', (ROOT / 'Makefile').read_text())
+    assert set(named.split()) == {name for name in SUITES if not name.startswith('gpu')}
+
+
+def test_rewired_networks_stand_beside_their_own(monkeypatch):
+    monkeypatch.setattr(benchmark, '_REWIRED', ('test_convnext',))
+    rows = suite('rewired', 1)
+    networks = ['test_convnext', 'test_convnext, re-wired']
+    assert [row['network'] for row in rows] == 3 * networks
+    assert list(dict.fromkeys(row['of'] for row in rows)) == [
+        '1 x 224 px, forward', '8 x 224 px, forward', '8 x 224 px, forward and backward'
+    ]  # fmt: skip
+    assert [row['ratio'] for row in rows[::2]] == [1.0] * 3
 
 
 def test_creation_is_counted_by_convolution(monkeypatch):
