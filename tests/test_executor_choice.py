@@ -200,6 +200,15 @@ def test_what_is_traced_or_watched_is_run_by_the_reference(run, zeros, stage_of)
         assert not stage(x).any(), 'zeros run what is called'
 
 
+@pytest.mark.filterwarnings('ignore:.*torch.jit')
+def test_traces_hold_the_reference_whatever_is_in_use(zeros, stage_of):
+    stage, x = stage_of(complete(4)).eval(), images()
+    with torch.no_grad(), use(zeros):
+        torch.testing.assert_close(torch.jit.trace(stage, x)(x), stage.run(x)[0][-1])
+        compiled = torch.compile(stage, backend='eager', fullgraph=True)
+        torch.testing.assert_close(compiled(x), stage.run(x)[0][-1])
+
+
 def test_what_has_no_values_leaves_nothing_behind(stage_of, results, assert_same):
     """Nor does a default device."""
     stage, x = stage_of(complete(7)), images()

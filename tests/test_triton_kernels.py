@@ -248,7 +248,7 @@ def test_without_memory_there_is_no_answer(monkeypatch):
 def test_without_triton_it_is_refused(monkeypatch):
     set_triton_kernels(False)
     monkeypatch.setitem(sys.modules, 'triton', None)
-    with pytest.raises(ImportError, match=r'need Triton 3\.2 or newer'):
+    with pytest.raises(ImportError, match=r'need Triton 3\.3 or newer'):
         set_triton_kernels()
     assert not kernels_apply(torch.ones(1, 1, 1, 1))
 
