@@ -182,7 +182,7 @@ def node_maps(stage: 'Stage', x: Tensor, *args) -> list[Tensor]:
     Raises:
         ValueError: The executor in use objects.
     """
-    executor = None if torch.compiler.is_compiling() else _IN_USE.get()
+    executor = None if torch.jit.is_tracing() else _IN_USE.get()
     if not isinstance(executor, EquationExecutor):
         executor = _EXECUTORS[-1]
     return _without_objection(executor, stage, x).record(stage, x, *args)[0]
