@@ -32,7 +32,7 @@ class Chunked(Executor):
         if x.device.type != 'cpu' or kernels_apply(x):
             return 'only CPUs have caches of this kind'
         if len(x) < 2:
-            return 'a batch of one image'
+            return 'fewer than two images'
         if type(stage) is not GraphStage:
             return f'a {type(stage).__name__} has maps of several shapes, or its own equation'
         inner = [module for module in stage.modules() if module is not stage]
