@@ -155,7 +155,8 @@ def in_use() -> Executor | None:
 def use(executor: Executor | str) -> Iterator[Executor]:
     """Run all stages by one executor, in this thread.
 
-    The backward pass of what ran inside may run outside. Inner contexts win over outer ones.
+    The backward pass may run outside, but for activation checkpointing outside of stages, which
+    runs them anew. Inner contexts win over outer ones.
 
     Args:
         executor: An executor, or the name of a registered one.
