@@ -76,6 +76,8 @@ class EquationExecutor(Executor):
 
 _EXECUTORS: list[Executor] = []  # by rank, the reference last
 _IN_USE: ContextVar[Executor | None] = ContextVar('executor', default=None)
+# In compiled networks, of all threads: PyTorch 2.6 compiles no ContextVar.
+_IN_USE_COMPILED: list[Executor | None] = [None]
 
 
 def register(executor: Executor) -> Executor:
@@ -112,9 +114,10 @@ def choose(stage: 'Stage', x: Tensor) -> Executor:
     """
     if torch.jit.is_tracing():
         return _EXECUTORS[-1]
-    executor = _IN_USE.get()
     if torch.compiler.is_compiling():  # which an executor of the equation takes
+        executor = _IN_USE_COMPILED[0]
         return executor if isinstance(executor, EquationExecutor) else _EXECUTORS[-1]
+    executor = _IN_USE.get()
     return best(stage, x) if executor is None else _without_objection(executor, stage, x)
 
 
@@ -168,11 +171,13 @@ def use(executor: Executor | str) -> Iterator[Executor]:
         if executor not in executors():
             raise ValueError(f'unknown executor {executor!r}; known: {", ".join(executors())}')
         executor = executors()[executor]
-    token = _IN_USE.set(executor)
+    token, compiled = _IN_USE.set(executor), _IN_USE_COMPILED[0]
+    _IN_USE_COMPILED[0] = executor
     try:
         yield executor
     finally:
         _IN_USE.reset(token)
+        _IN_USE_COMPILED[0] = compiled
 
 
 def node_maps(stage: 'Stage', x: Tensor, *args) -> list[Tensor]:
@@ -183,7 +188,10 @@ def node_maps(stage: 'Stage', x: Tensor, *args) -> list[Tensor]:
     Raises:
         ValueError: The executor in use objects.
     """
-    executor = None if torch.jit.is_tracing() else _IN_USE.get()
+    if torch.compiler.is_compiling():
+        executor = _IN_USE_COMPILED[0]
+    else:
+        executor = None if torch.jit.is_tracing() else _IN_USE.get()
     if not isinstance(executor, EquationExecutor):
         executor = _EXECUTORS[-1]
     return _without_objection(executor, stage, x).record(stage, x, *args)[0]
