@@ -96,9 +96,8 @@ OPTIONS = {
 
 @pytest.fixture(autouse=True)
 def _toys_are_registered(monkeypatch):
-    monkeypatch.setattr(base, '_RULES', dict(base._RULES))
     for name, rule in TOYS.items():
-        register_connectivity(name)(rule)
+        monkeypatch.setitem(base.RULES, name, rule)
 
 
 def build(rule: str, wiring: Wiring = WIRING, **kwargs) -> Connectivity:

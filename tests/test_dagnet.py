@@ -462,7 +462,7 @@ def test_every_parameter_is_in_one_group_of_its_depth():
         (dict(wiring=Wiring(9, ((0, 8),))), 'are dead; remove them with prune'),
         (dict(sparsity='l0'), 'unknown sparsity'),
         (dict(norm_layer='nonorm'), 'is no class and no name timm knows'),
-        (dict(node='pool'), "unknown node 'pool'; known: sepconv, conv, conv_residual"),
+        (dict(node='pool'), "unknown node 'pool'; known: conv, conv_residual, sepconv"),
         (dict(num_stages='3'), "num_stages must be an integer from 1 on, got '3'"),
     ],
 )

@@ -18,14 +18,25 @@ FILES = {
 CHAIN = {
     'version': set(),
     'watched': set(),
+    'registry': set(),
+    'checks': set(),
     'wiring': set(),
-    'generators': {'wiring'},
-    'connectivity': {'wiring', 'watched'},
-    'nodes': set(),
+    'generators': {'checks', 'registry', 'wiring'},
+    'connectivity': {'checks', 'registry', 'wiring', 'watched'},
+    'nodes': {'registry'},
     'stages': {'wiring', 'connectivity'},
-    'executors': {'wiring', 'connectivity', 'nodes', 'stages', 'watched'},
+    'executors': {'wiring', 'connectivity', 'nodes', 'registry', 'stages', 'watched'},
     'sparsity': {'wiring', 'stages'},
-    'models': {'wiring', 'generators', 'connectivity', 'nodes', 'stages', 'sparsity'},
+    'models': {
+        'wiring',
+        'generators',
+        'connectivity',
+        'nodes',
+        'stages',
+        'sparsity',
+        'registry',
+        'checks',
+    },
 }
 
 

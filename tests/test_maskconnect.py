@@ -714,7 +714,7 @@ def test_after_removal_nothing_is_drawn():
             resnet,
             dict(widths=(8, 0)),
             ValueError,
-            r'widths must be an integer from 1 on, got \(8, 0\)',
+            r'widths must be an integer from 1 on, got 0',
         ),
         (resnext, dict(cardinality=2.5), ValueError, 'cardinality must be .* got 2.5'),
         (resnext, dict(depths=(1, 1, 1)), ValueError, '3 stages of blocks but 2 widths'),

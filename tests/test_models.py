@@ -509,7 +509,11 @@ def test_topology_rebuilds_the_model():
             ValueError,
             'sparsity_weight must be finite and >= 0',
         ),
-        (dict(wiring='compleet'), ValueError, "unknown wiring 'compleet'; known: complete"),
+        (
+            dict(wiring='compleet'),
+            ValueError,
+            "unknown wiring 'compleet'; known: barabasi_albert, complete",
+        ),
         (
             dict(wiring=dict(name='random', p=0.5, q=1)),
             TypeError,

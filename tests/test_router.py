@@ -530,9 +530,9 @@ def test_bad_options_are_refused(options, error, message):
         build_connectivity({'name': 'router', **options}, complete(4), CHANNELS)
 
 
-@pytest.mark.parametrize(('channels', 'error'), [(0, ValueError), (2.5, TypeError)])
-def test_channels_are_a_number_of_maps(channels, error):
-    with pytest.raises(error, match=f'channels must be .*, got {channels}'):
+@pytest.mark.parametrize('channels', [0, 2.5])
+def test_channels_are_a_number_of_maps(channels):
+    with pytest.raises(ValueError, match=f'channels must be .*, got {channels}'):
         RouterConnectivity(complete(4), channels)
 
 

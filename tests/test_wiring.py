@@ -465,9 +465,9 @@ def test_a_subgraph_has_no_new_edges():
         (lambda: watts_strogatz(8, k=1), r'k must be an integer in 2\.\.6 for 8 nodes .* got 1'),
         (lambda: barabasi_albert(8, m=6), r'm must be an integer in 1\.\.5 for 8 nodes .* got 6'),
         (lambda: barabasi_albert(8, m=0), r'm must be an integer in 1\.\.5 for 8 nodes .* got 0'),
-        (lambda: residual(8, 0), 'interval must be a positive integer, got 0'),
-        (lambda: residual(8, 1.5), r'interval must be a positive integer, got 1\.5'),
-        (lambda: residual(8, True), 'interval must be a positive integer, got True'),
+        (lambda: residual(8, 0), 'interval must be an integer from 1 on, got 0'),
+        (lambda: residual(8, 1.5), r'interval must be an integer from 1 on, got 1\.5'),
+        (lambda: residual(8, True), 'interval must be an integer from 1 on, got True'),
         (lambda: complete(1), 'at least 2 nodes .* got num_nodes=1'),
     ],
 )
@@ -479,7 +479,12 @@ def test_generators_refuse_bad_numbers(call, message):
 @pytest.mark.parametrize(
     ('spec', 'num_nodes', 'error', 'message'),
     [
-        ('compleet', 5, ValueError, "unknown wiring 'compleet'; known: complete, sequential, res"),
+        (
+            'compleet',
+            5,
+            ValueError,
+            "unknown wiring 'compleet'; known: barabasi_albert, complete, ",
+        ),
         (dict(name='er'), 5, ValueError, "unknown wiring 'er'; known: .*erdos_renyi"),
         ('complete', None, ValueError, "wiring 'complete' needs num_nodes"),
         (complete(4), 5, ValueError, 'num_nodes=5 contradicts the explicit .*num_nodes=4'),

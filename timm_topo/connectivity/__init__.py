@@ -1,8 +1,6 @@
 """How strongly each edge carries. All files of this folder are imported: a rule is one new file."""
 
-import importlib
-import pkgutil
-
+from ..registry import import_all
 from .base import (
     Connectivity,
     StaticConnectivity,
@@ -16,8 +14,7 @@ from .base import (
     undecayed_parameters,
 )
 
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f'{__name__}.{_module.name}')
+import_all(__name__, __path__)
 
 __all__ = [
     'Connectivity',

@@ -2,15 +2,18 @@
 
 import copy
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from ..registry import Registry
 from ..watched import watched_any
 from ..wiring import Wiring
 
-_RULES: dict[str, type['Connectivity']] = {}
+#: Rules by name.
+RULES = Registry('connectivity')
+register_connectivity = RULES.register
 
 
 class Connectivity(nn.Module):
@@ -169,24 +172,9 @@ class StaticConnectivity(Connectivity):
         return self.squash(self.alpha)
 
 
-def register_connectivity(name: str) -> Callable[[type[Connectivity]], type[Connectivity]]:
-    """Class decorator: make a rule known by ``name``.
-
-    Raises:
-        ValueError: The name is taken by another class.
-    """
-
-    def register(rule: type[Connectivity]) -> type[Connectivity]:
-        if _RULES.setdefault(name, rule) is not rule:
-            raise ValueError(f'connectivity {name!r} is already registered by {_RULES[name]}')
-        return rule
-
-    return register
-
-
 def list_connectivity() -> list[str]:
     """Names of the registered rules, sorted."""
-    return sorted(_RULES)
+    return sorted(RULES)
 
 
 def build_connectivity(
@@ -215,11 +203,7 @@ def build_connectivity(
         options = dict(spec)
         spec = options.pop('name', None)
     if isinstance(spec, str):
-        if spec not in _RULES:
-            raise ValueError(
-                f'unknown connectivity {spec!r}; known: {", ".join(list_connectivity())}'
-            )
-        spec = _RULES[spec]
+        spec = RULES.find(spec)
     if not (isinstance(spec, type) and issubclass(spec, Connectivity)):
         raise TypeError(f'a connectivity is a name, a dict with a name or a class, got {spec!r}')
     signature = inspect.signature(spec)
@@ -240,14 +224,14 @@ def connectivity_spec(rule: Connectivity) -> dict:
         ValueError: The rule's class is not registered, so it has no name to be saved under.
     """
     name = connectivity_name(rule)
-    if name not in _RULES:
+    if name not in RULES:
         raise ValueError(f'{name} has no name: decorate it with @register_connectivity')
     return {'name': name, **rule.options}
 
 
 def connectivity_name(rule: Connectivity) -> str:
     """The name a rule is registered under, else that of its class."""
-    names = [name for name, known in _RULES.items() if known is type(rule)]
+    names = [name for name, known in RULES.items() if known is type(rule)]
     return names[0] if names else type(rule).__name__
 
 

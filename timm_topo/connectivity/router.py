@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_integer
 from ..wiring import Wiring
 from .base import Connectivity, register_connectivity
 
@@ -61,11 +62,7 @@ class RouterConnectivity(Connectivity):
         temperature: float = 0.05,
     ):
         super().__init__(wiring)
-        if isinstance(channels, bool) or not isinstance(channels, int):
-            raise TypeError(f'channels must be an integer, got {channels!r}')
-        if channels < 1:
-            raise ValueError(f'channels must be at least 1, got {channels}')
-        self.channels = channels
+        self.channels = check_integer('channels', channels)
         self.router_init = _number('router_init', router_init)
         if not 0 < self.router_init < 1:
             raise ValueError(f'router_init must be in (0, 1), got {router_init}')

@@ -4,9 +4,7 @@
 :func:`timm_topo.stages.choose` asks them in the order of their ranks.
 """
 
-import importlib
-import pkgutil
-
+from ..registry import import_all
 from .baselines import BASELINES, NaiveSum, NodesAlone, Using, naive_sum, nodes_alone
 from .kernels import set_triton_kernels
 from .recorder import Recorder, adjacency, evaluation_mode, record_adjacency, record_runs
@@ -29,6 +27,4 @@ __all__ = [
     'set_triton_kernels',
 ]
 
-for _module in pkgutil.iter_modules(__path__):
-    if _module.name != 'triton_kernels':  # needs Triton, is imported where it is used
-        importlib.import_module(f'{__name__}.{_module.name}')
+import_all(__name__, __path__, skip=('triton_kernels',))  # which needs Triton

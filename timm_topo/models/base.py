@@ -2,6 +2,8 @@
 
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import ClassifierHead, get_norm_layer
@@ -9,11 +11,12 @@ from timm.models import build_model_with_cfg, named_apply
 from torch import Tensor, nn
 
 from ..connectivity import connectivity_spec, undecayed_parameters
-from ..sparsity import sparsity_loss
+from ..generators import is_explicit
+from ..sparsity import check_sparsity, check_sparsity_weight, sparsity_loss
 from ..stages import graph_stages
 
 __all__ = [
-    'ClassifierNet', 'GraphNet', 'build_network', 'imagenet_cfg', 'norm_class', 'note_options',
+    'ClassifierNet', 'GraphNet', 'NetworkOptions', 'create_network', 'imagenet_cfg', 'note_options',
     'per_stage',
 ]  # fmt: skip
 
@@ -56,13 +59,97 @@ class GraphNet:
             stage.grad_checkpointing = enable
 
 
+@dataclass(frozen=True, kw_only=True)
+class NetworkOptions:
+    """What every network of ours takes beside its own options.
+
+    Attributes:
+        sparsity: ``'none'``, ``'uniform'`` or ``'adaptive'``: the L1 that training adds.
+        sparsity_weight: lambda of TopoNet, Eq. 6. The paper: 1e-4, robust from 1e-5 to 1e-4.
+        in_chans: Channels of the image.
+        num_classes: Classes; 0 for pooled features.
+        global_pool: Pooling, as in ``timm.layers.ClassifierHead``.
+        drop_rate: Dropout before the classifier.
+        norm_layer: Normalisation, a class or a name that timm knows (``'layernorm2d'``...).
+        device: Where parameters live.
+        dtype: Their type.
+
+    Raises:
+        TypeError: An option of the wrong type.
+        ValueError: An unknown sparsity or normalisation.
+    """
+
+    sparsity: str = 'none'
+    sparsity_weight: float = 1e-4
+    in_chans: int = 3
+    num_classes: int = 1000
+    global_pool: str = 'avg'
+    drop_rate: float = 0.0
+    norm_layer: str | Callable[..., nn.Module] = 'batchnorm2d'
+    device: Any = None
+    dtype: Any = None
+
+    def __post_init__(self):
+        check_sparsity(self.sparsity)
+        check_sparsity_weight(self.sparsity_weight)
+
+    @property
+    def placement(self) -> dict:
+        """``device`` and ``dtype``, for constructors of layers."""
+        return {'device': self.device, 'dtype': self.dtype}
+
+    @property
+    def layer(self) -> dict:
+        """``norm_layer``, ``device`` and ``dtype``, for constructors of what has a norm."""
+        return {'norm_layer': norm_class(self.norm_layer), **self.placement}
+
+
 class ClassifierNet(GraphNet, nn.Module):
     """A network of ours: a subclass gives ``forward_features``, this what is behind them.
 
-    The constructor of the subclass calls :meth:`set_head` and :meth:`init_weights` last.
+    The constructor of a subclass takes its own options and ``**common``, which are those of
+    :class:`NetworkOptions`; it calls :meth:`finish` last.
+
+    Attributes:
+        defaults: Common options whose default is another for this class.
     """
 
+    defaults: ClassVar[dict] = {}
     num_features: int
+
+    def __init__(self, common: NetworkOptions):
+        super().__init__()
+        self.in_chans = common.in_chans
+        self.sparsity, self.sparsity_weight = common.sparsity, float(common.sparsity_weight)
+
+    @classmethod
+    def common_options(cls, common: dict) -> NetworkOptions:
+        """The options that all networks have, with the defaults of this class.
+
+        Raises:
+            TypeError: An option that the class does not have.
+        """
+        unknown = common.keys() - {field.name for field in fields(NetworkOptions)}
+        if unknown:
+            raise TypeError(
+                f'{cls.__name__} got an unexpected keyword argument {min(unknown)!r}; it takes '
+                f'{", ".join(cls.all_options())}'
+            )
+        return NetworkOptions(**{**cls.defaults, **common})
+
+    @classmethod
+    def all_options(cls) -> dict:
+        """Defaults of all options by name, the common ones last."""
+        own = inspect.signature(cls).parameters.values()
+        common = {field.name: field.default for field in fields(NetworkOptions)}
+        given = {option.name: option.default for option in own if option.kind != option.VAR_KEYWORD}
+        return {**given, **common, **cls.defaults}
+
+    def finish(self, common: NetworkOptions, num_features: int) -> None:
+        """Pooling and classifier over ``num_features`` channels; then all initial weights."""
+        self.num_features = num_features
+        self.set_head(common.num_classes, common.global_pool, common.drop_rate, **common.placement)
+        self.init_weights()
 
     def set_head(self, num_classes: int, pool_type: str, drop_rate: float, **dd) -> None:
         """Pooling and linear classifier over ``num_features`` channels."""
@@ -97,20 +184,48 @@ class ClassifierNet(GraphNet, nn.Module):
         return self.forward_head(self.forward_features(x))
 
 
-def build_network(
-    cls: type[ClassifierNet], variant: str, pretrained: bool, options: dict, **machinery
+def create_network(
+    cls: type[ClassifierNet],
+    variant: str,
+    pretrained: bool,
+    defaults: dict,
+    overrides: dict,
+    *,
+    levels: Callable[[dict], int],
+    pretrained_filter_fn: Callable | None = None,
+    **feature_cfg,
 ) -> nn.Module:
-    """timm's ``build_model_with_cfg`` of a network of ours, with all its options noted.
+    """A registered variant of ``cls``, by timm's ``build_model_with_cfg``; all options are noted.
 
     Args:
         cls: The class.
         variant: Registered name.
         pretrained: Whether to load weights.
-        options: For the class, and for timm.
-        **machinery: For timm.
+        defaults: The variant's options.
+        overrides: The caller's, and timm's; these win.
+        levels: How many features the network has, given its options.
+        pretrained_filter_fn: For timm: makes weights of others fit.
+        **feature_cfg: For timm's features; by default taken from ``forward_intermediates``.
     """
-    model = build_model_with_cfg(cls, variant, pretrained, **machinery, **options)
-    default = {name: option.default for name, option in inspect.signature(cls).parameters.items()}
+    default = cls.all_options()
+    options = {**defaults, **overrides}
+    if (
+        'num_nodes' in default
+        and 'num_nodes' not in overrides
+        and is_explicit(options.get('wiring'))
+    ):
+        options['num_nodes'] = None  # the graphs say how many
+    out_indices = options.pop('out_indices', None)
+    if out_indices is None:
+        out_indices = tuple(range(levels({**default, **options})))
+    model = build_model_with_cfg(
+        cls,
+        variant,
+        pretrained,
+        pretrained_filter_fn=pretrained_filter_fn,
+        feature_cfg={'feature_cls': 'getter', **feature_cfg, 'out_indices': out_indices},
+        **options,
+    )
     return note_options(model, {name: options.get(name, default[name]) for name in default})
 
 

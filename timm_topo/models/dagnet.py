@@ -5,19 +5,19 @@ under an L1 penalty. After training, :func:`timm_topo.analysis.prune.prune` with
 leaves the network its data set needs.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
+from typing import ClassVar
 
 from timm.models import generate_default_cfgs, register_model
-from torch import nn
 
+from ..checks import check_integer
 from ..connectivity import build_connectivity
 from ..generators import is_explicit, make_wiring
 from ..nodes import NODES
-from ..sparsity import check_sparsity, check_sparsity_weight
 from ..stages import CrossStageGraph, jumps
 from ..wiring import Wiring
-from .base import build_network, imagenet_cfg, norm_class, per_stage
+from .base import create_network, imagenet_cfg, per_stage
 from .cross_stage import CrossStageNet
 
 __all__ = ['DagNet']
@@ -34,7 +34,8 @@ class DagNet(CrossStageNet):
     computes as well. Transitions to later stages are nodes too, with a stride.
 
     Args:
-        num_nodes: Nodes, input and output included: the paper's 60.
+        num_nodes: Nodes, input and output included: the paper's 60. None where ``wiring`` is an
+            explicit graph that says so.
         num_stages: Resolutions; divides ``num_nodes``.
         channels: C, channels of the first stage.
         input_stride: Stride of the first node.
@@ -44,15 +45,7 @@ class DagNet(CrossStageNet):
         connectivity: What :func:`timm_topo.connectivity.build_connectivity` takes, a static rule.
         node_ids: The ids of the nodes that pruning left, 0 and ``num_nodes - 1`` among them; by
             default all.
-        sparsity: ``'none'``, ``'uniform'`` or ``'adaptive'``: the L1 that training adds.
-        sparsity_weight: Its lambda.
-        in_chans: Channels of the image.
-        num_classes: Classes; 0 for pooled features.
-        global_pool: Pooling, as in ``timm.layers.ClassifierHead``.
-        drop_rate: Dropout before the classifier.
-        norm_layer: Normalisation, a class or a name that timm knows.
-        device: Where parameters live.
-        dtype: Their type.
+        **common: Options of every network, see :class:`timm_topo.models.base.NetworkOptions`.
 
     Raises:
         TypeError: An unknown option, or a description of the wrong type.
@@ -60,9 +53,11 @@ class DagNet(CrossStageNet):
             wiring, connectivity, sparsity or normalisation.
     """
 
+    defaults: ClassVar[dict] = dict(sparsity='uniform', sparsity_weight=1e-3, num_classes=10)
+
     def __init__(
         self,
-        num_nodes: int = 60,
+        num_nodes: int | None = 60,
         num_stages: int = 3,
         channels: int = 11,
         input_stride: int = 1,
@@ -70,39 +65,27 @@ class DagNet(CrossStageNet):
         wiring: str | dict | Wiring | Sequence = 'complete',
         connectivity: str | dict | type | Sequence = _TANH,
         node_ids: Sequence | None = None,
-        sparsity: str = 'uniform',
-        sparsity_weight: float = 1e-3,
-        in_chans: int = 3,
-        num_classes: int = 10,
-        global_pool: str = 'avg',
-        drop_rate: float = 0.0,
-        norm_layer: str | Callable[..., nn.Module] = 'batchnorm2d',
-        device=None,
-        dtype=None,
+        **common,
     ):
-        super().__init__()
-        sizes = dict(num_nodes=num_nodes, num_stages=num_stages, channels=channels)
-        for name, size in {**sizes, 'input_stride': input_stride}.items():
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise ValueError(f'{name} must be an integer from 1 on, got {size!r}')
-        if num_nodes % num_stages:
-            raise ValueError(f'num_nodes={num_nodes} is not divisible by num_stages={num_stages}')
+        common = self.common_options(common)
+        super().__init__(common)
         (spec,), (rule,) = (
             per_stage('wiring', wiring, 1),
             per_stage('connectivity', connectivity, 1),
         )
+        if num_nodes is None and is_explicit(spec):
+            num_nodes = make_wiring(spec).num_nodes
+        sizes = dict(num_nodes=num_nodes, num_stages=num_stages, channels=channels)
+        for name, size in {**sizes, 'input_stride': input_stride}.items():
+            check_integer(name, size)
+        if num_nodes % num_stages:
+            raise ValueError(f'num_nodes={num_nodes} is not divisible by num_stages={num_stages}')
         wiring = make_wiring(spec, num_nodes if node_ids is None else None)
         ids = list(range(num_nodes)) if node_ids is None else _only(node_ids)
         if ids[0] != 0 or ids[-1] != num_nodes - 1:
             raise ValueError(f'node_ids must lead from 0 to {num_nodes - 1}, got {ids}')
-        if node not in NODES:
-            raise ValueError(f'unknown node {node!r}; known: {", ".join(NODES)}')
-        dd = {'device': device, 'dtype': dtype}
-        parts = partial(NODES[node], dilation=1, norm_layer=norm_class(norm_layer), **dd)
+        parts = partial(NODES.find(node), dilation=1, **common.layer)
         self.sizes = {**sizes, 'input_stride': input_stride}
-        self.in_chans = in_chans
-        self.sparsity = check_sparsity(sparsity)
-        self.sparsity_weight = check_sparsity_weight(sparsity_weight)
 
         levels = [i // (num_nodes // num_stages) for i in ids]
         self.widths = [channels * 2**level for level in range(num_stages)]
@@ -112,8 +95,8 @@ class DagNet(CrossStageNet):
             raise ValueError(f'{wiring} needs as many node_ids, got {ids}')
         self.dag = CrossStageGraph(
             wiring,
-            build_connectivity(rule, wiring, channels, **dd),
-            parts(in_chans, channels, 0, input_stride).entry,
+            build_connectivity(rule, wiring, channels, **common.placement),
+            parts(common.in_chans, channels, 0, input_stride).entry,
             [parts(width, width, 1, 1).nodes[0] for width in widths[1:-1]],
             levels,
             {
@@ -126,9 +109,7 @@ class DagNet(CrossStageNet):
             level_sizes=[num_nodes // num_stages] * num_stages,
         )
         self.output = parts(widths[-1], widths[-1], 1, 1).nodes[0]
-        self.num_features = widths[-1]
-        self.set_head(num_classes, global_pool, drop_rate, **dd)
-        self.init_weights()
+        self.finish(common, widths[-1])
 
     def topology(self) -> dict:
         return {**self.sizes, **super().topology()}
@@ -150,42 +131,32 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _dagnet(variant: str, pretrained: bool, defaults: dict, overrides: dict) -> DagNet:
-    kwargs = {'num_stages': 3, 'num_classes': 10, **defaults, **overrides}
-    explicit = overrides.get('wiring')
-    if not {'num_nodes', 'node_ids'} & set(overrides) and is_explicit(explicit):
-        kwargs['num_nodes'] = make_wiring(per_stage('wiring', explicit, 1)[0]).num_nodes
-    return build_network(
-        DagNet,
-        variant,
-        pretrained,
-        kwargs,
-        feature_cfg=dict(feature_cls='getter', out_indices=_existing_levels(kwargs)),
-    )
-
-
-def _existing_levels(kwargs: dict) -> tuple[int, ...]:
-    """All features that the network will have; any, where the constructor will refuse anyway."""
+def _levels_left(options: dict) -> int:
+    """Stages that have nodes; one, where the constructor will refuse."""
+    stages, ids = options['num_stages'], options['node_ids']
+    nodes = options['num_nodes'] or stages
     try:
-        ids = _only(kwargs['node_ids']) if kwargs.get('node_ids') else range(kwargs['num_nodes'])
-        return tuple(range(len({i * kwargs['num_stages'] // kwargs['num_nodes'] for i in ids})))
+        return len({i * stages // nodes for i in _only(ids or range(nodes))})
     except (TypeError, ZeroDivisionError):
-        return (0,)
+        return 1
+
+
+_create = partial(create_network, DagNet, levels=_levels_left)
 
 
 @register_model
 def dagnet(pretrained: bool = False, **kwargs) -> DagNet:
     """A complete DAG of ``num_nodes`` in ``num_stages`` from ``channels`` on; any wiring."""
-    return _dagnet('dagnet', pretrained, dict(num_nodes=60, channels=11), kwargs)
+    return _create('dagnet', pretrained, dict(num_nodes=60, channels=11), kwargs)
 
 
 @register_model
 def dagnet60(pretrained: bool = False, **kwargs) -> DagNet:
     """The paper's network: 863.3k parameters, as a ResNet-56 has (section 4)."""
-    return _dagnet('dagnet60', pretrained, dict(num_nodes=60, channels=11), kwargs)
+    return _create('dagnet60', pretrained, dict(num_nodes=60, channels=11), kwargs)
 
 
 @register_model
 def test_dagnet(pretrained: bool = False, **kwargs) -> DagNet:
     """Minimal network for tests, of 12 nodes as in the paper's Fig. 1b."""
-    return _dagnet('test_dagnet', pretrained, dict(num_nodes=12, channels=8), kwargs)
+    return _create('test_dagnet', pretrained, dict(num_nodes=12, channels=8), kwargs)

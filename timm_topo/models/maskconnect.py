@@ -1,24 +1,24 @@
 """MaskConnect (Ahmed & Torresani, 2018) on ResNets: a block reads K of all earlier blocks."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import ClassVar
 
 from timm.models import generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock
 from torch import nn
 
+from ..checks import check_flag
 from ..connectivity import build_connectivity
 from ..generators import make_wiring
 from ..nodes import ConvNorm, Subsample
-from ..sparsity import check_sparsity, check_sparsity_weight
 from ..stages import CrossStageGraph, jumps
 from ..wiring import Wiring
-from .base import build_network, norm_class, per_stage
+from .base import create_network, per_stage
 from .cross_stage import CrossStageNet
 from .masking import (
     BY_RULE,
     CIFAR_CFG,
     Rule,
-    check_flags,
     check_sizes,
     fan_in_left,
     kept_ids,
@@ -58,21 +58,15 @@ class MaskConnectResNet(CrossStageNet):
             :func:`timm_topo.connectivity.build_connectivity` takes, a static rule; rules other than
             masks make sums.
         node_ids: The ids of the nodes that pruning left; by default all.
-        sparsity: ``'none'``, ``'uniform'`` or ``'adaptive'``: the L1 that training adds.
-        sparsity_weight: Its lambda.
-        in_chans: Channels of the image.
-        num_classes: Classes; 0 for pooled features.
-        global_pool: Pooling, as in ``timm.layers.ClassifierHead``.
-        drop_rate: Dropout before the classifier.
-        norm_layer: Normalisation, a class or a name that timm knows.
-        device: Where parameters live.
-        dtype: Their type.
+        **common: Options of every network, see :class:`timm_topo.models.base.NetworkOptions`.
 
     Raises:
         TypeError: An unknown option, or a description of the wrong type.
         ValueError: Numbers that disagree, options of masks beside ``connectivity``, or an unknown
             wiring, connectivity, sparsity or normalisation.
     """
+
+    defaults: ClassVar[dict] = dict(num_classes=100)
 
     def __init__(
         self,
@@ -86,20 +80,12 @@ class MaskConnectResNet(CrossStageNet):
         wiring: str | dict | Wiring | Sequence | None = None,
         connectivity: Rule = None,
         node_ids: Sequence | None = None,
-        sparsity: str = 'none',
-        sparsity_weight: float = 1e-4,
-        in_chans: int = 3,
-        num_classes: int = 100,
-        global_pool: str = 'avg',
-        drop_rate: float = 0.0,
-        norm_layer: str | Callable[..., nn.Module] = 'batchnorm2d',
-        device=None,
-        dtype=None,
+        **common,
     ):
-        super().__init__()
+        common = self.common_options(common)
+        super().__init__(common)
         check_sizes(num_blocks=num_blocks, widths=widths)
-        dd = {'device': device, 'dtype': dtype}
-        norm_layer = norm_class(norm_layer)
+        layer = common.layer
         num_nodes = 1 + num_blocks * len(widths)
         ids = kept_ids(node_ids, num_nodes)
         (wiring,) = per_stage('wiring', _earlier(num_nodes) if wiring is None else wiring, 1)
@@ -107,12 +93,12 @@ class MaskConnectResNet(CrossStageNet):
         masking = dict(
             fan_in=fan_in, masks=masks, seed=mask_seed, centered=centered, average=average
         )
-        check_flags(average=average, centered=centered)
-        rule = build_connectivity(masking_rule(connectivity, masking, 'average'), wiring, **dd)
+        check_flag('average', average)
+        check_flag('centered', centered)
+        rule = build_connectivity(
+            masking_rule(connectivity, masking, 'average'), wiring, **common.placement
+        )
         self.sizes = {'num_blocks': num_blocks, 'widths': list(widths)}
-        self.in_chans = in_chans
-        self.sparsity = check_sparsity(sparsity)
-        self.sparsity_weight = check_sparsity_weight(sparsity_weight)
         self.widths = list(widths)
         self.strides = [2**level for level in range(len(widths))]
 
@@ -120,15 +106,13 @@ class MaskConnectResNet(CrossStageNet):
         first = [i > 1 and (i - 1) % num_blocks == 0 for i in ids]
         reads = [level - is_first for level, is_first in zip(levels, first)]
         blocks = [
-            _basic_block(
-                *(self.widths[at] for at in ends), 2 ** (ends[1] - ends[0]), norm_layer, dd
-            )
+            _basic_block(*(self.widths[at] for at in ends), 2 ** (ends[1] - ends[0]), layer)
             for ends in zip(reads[1:], levels[1:])
         ]
         self.dag = CrossStageGraph(
             wiring,
             rule,
-            nn.Sequential(ConvNorm(in_chans, widths[0], 3, 1, norm_layer, **dd), nn.ReLU()),
+            nn.Sequential(ConvNorm(common.in_chans, widths[0], 3, 1, **layer), nn.ReLU()),
             blocks[:-1],
             levels,
             {
@@ -142,9 +126,7 @@ class MaskConnectResNet(CrossStageNet):
             reads=reads,
         )
         self.output = blocks[-1]
-        self.num_features = widths[-1]
-        self.set_head(num_classes, global_pool, drop_rate, **dd)
-        self.init_weights()
+        self.finish(common, widths[-1])
 
     def topology(self) -> dict:
         return {**self.sizes, **BY_RULE, 'average': True, **super().topology()}
@@ -156,15 +138,14 @@ def _earlier(num_nodes: int) -> Wiring:
     return Wiring(num_nodes, ((0, 1), *pairs))
 
 
-def _basic_block(in_chs: int, out_chs: int, stride: int, norm_layer, dd: dict) -> BasicBlock:
+def _basic_block(in_chs: int, out_chs: int, stride: int, layer: dict) -> BasicBlock:
     same = in_chs == out_chs and stride == 1
     return BasicBlock(
         in_chs,
         out_chs,
         stride,
         downsample=None if same else Subsample(in_chs, out_chs, stride),
-        norm_layer=norm_layer,
-        **dd,
+        **layer,
     )
 
 
@@ -177,32 +158,24 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create(variant: str, pretrained: bool, defaults: dict, overrides: dict) -> MaskConnectResNet:
-    kwargs = {
-        'num_classes': default_cfgs[variant].default.num_classes,
-        **defaults, **overrides, **fan_in_left(overrides),
-    }  # fmt: skip
-    return build_network(
-        MaskConnectResNet,
-        variant,
-        pretrained,
-        kwargs,
-        feature_cfg=dict(feature_cls='getter', out_indices=tuple(range(_levels_left(kwargs)))),
+    overrides = {**overrides, **fan_in_left(overrides)}
+    return create_network(
+        MaskConnectResNet, variant, pretrained, defaults, overrides, levels=_levels_left
     )
 
 
-def _levels_left(kwargs: dict) -> int:
-    """Stages that have blocks; pruning may leave one none."""
-    widths = kwargs.get('widths', _WIDTHS)
-    levels = len(widths) if isinstance(widths, (list, tuple)) else 1
+def _levels_left(options: dict) -> int:
+    """Stages that have blocks, pruning may leave one none; one, where the constructor refuses."""
+    blocks, widths, ids = (options[name] for name in ('num_blocks', 'widths', 'node_ids'))
     try:
-        ids = kept_ids(kwargs['node_ids'], 1 + kwargs['num_blocks'] * levels)
-        return len({max(i - 1, 0) // kwargs['num_blocks'] for i in ids})
-    except (KeyError, TypeError, ValueError, ZeroDivisionError):  # all, or the constructor refuses
-        return levels
+        ids = kept_ids(ids, 1 + blocks * len(widths))
+        return len({max(i - 1, 0) // blocks for i in ids})
+    except (TypeError, ValueError, ZeroDivisionError):
+        return 1
 
 
 def _resnet(variant: str, pretrained: bool, depth: int, fan_in: int, kwargs: dict):
-    defaults = dict(num_blocks=(depth - 2) // 6, fan_in=fan_in)
+    defaults: ClassVar[dict] = dict(num_blocks=(depth - 2) // 6, fan_in=fan_in)
     return _create(variant, pretrained, defaults, kwargs)
 
 
@@ -227,5 +200,5 @@ def maskconnect_resnet110(pretrained: bool = False, **kwargs) -> MaskConnectResN
 @register_model
 def test_maskconnect_resnet(pretrained: bool = False, **kwargs) -> MaskConnectResNet:
     """Minimal network for tests: 2 blocks per stage, K = 2."""
-    defaults = dict(num_blocks=2, widths=(8, 16, 24), fan_in=2)
+    defaults: ClassVar[dict] = dict(num_blocks=2, widths=(8, 16, 24), fan_in=2)
     return _create('test_maskconnect_resnet', pretrained, defaults, kwargs)

@@ -5,24 +5,24 @@ exactly.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import ClassVar
 
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
+from ..checks import check_flag
 from ..connectivity import build_connectivity
 from ..generators import make_wiring
 from ..nodes import BranchBlock, ConvNorm
-from ..sparsity import check_sparsity, check_sparsity_weight
 from ..stages import BranchGraph, layered, node_maps
 from ..wiring import Wiring
-from .base import ClassifierNet, build_network, imagenet_cfg, norm_class, per_stage
+from .base import ClassifierNet, create_network, imagenet_cfg, per_stage
 from .levels import take_indices
 from .masking import (
     BY_RULE,
     CIFAR_CFG,
     Rule,
-    check_flags,
     check_sizes,
     fan_in_left,
     kept_ids,
@@ -58,20 +58,14 @@ class MaskConnectResNeXt(ClassifierNet):
         connectivity: Instead of the options of masks, what
             :func:`timm_topo.connectivity.build_connectivity` takes, a static rule.
         node_ids: The ids of the nodes that pruning left; by default all.
-        sparsity: ``'none'``, ``'uniform'`` or ``'adaptive'``: the L1 that training adds.
-        sparsity_weight: Its lambda.
-        in_chans: Channels of the image.
-        num_classes: Classes; 0 for pooled features.
-        global_pool: Pooling, as in ``timm.layers.ClassifierHead``.
-        drop_rate: Dropout before the classifier.
-        norm_layer: Normalisation, a class or a name that timm knows.
-        device: Where parameters live.
-        dtype: Their type.
+        **common: Options of every network, see :class:`timm_topo.models.base.NetworkOptions`.
 
     Raises:
         TypeError: An unknown option, or a description of the wrong type.
         ValueError: As for :class:`timm_topo.models.MaskConnectResNet`; ``masks='prev'``.
     """
+
+    defaults: ClassVar[dict] = dict(num_classes=100)
 
     def __init__(
         self,
@@ -90,28 +84,22 @@ class MaskConnectResNeXt(ClassifierNet):
         wiring: dict | Wiring | Sequence | None = None,
         connectivity: Rule = None,
         node_ids: Sequence | None = None,
-        sparsity: str = 'none',
-        sparsity_weight: float = 1e-4,
-        in_chans: int = 3,
-        num_classes: int = 100,
-        global_pool: str = 'avg',
-        drop_rate: float = 0.0,
-        norm_layer: str | Callable[..., nn.Module] = 'batchnorm2d',
-        device=None,
-        dtype=None,
+        **common,
     ):
-        super().__init__()
+        common = self.common_options(common)
+        super().__init__(common)
+        layer = common.layer
         counts = dict(cardinality=cardinality, base_width=base_width, stem_width=stem_width)
         check_sizes(**counts, depths=depths, widths=widths)
-        check_flags(
+        flags = dict(
             average=average, centered=centered, branch_norm=branch_norm, imagenet_stem=imagenet_stem
         )
+        for name, flag in flags.items():
+            check_flag(name, flag)
         if len(depths) != len(widths):
             raise ValueError(f'{len(depths)} stages of blocks but {len(widths)} widths')
         if masks == 'prev':
             raise ValueError("masks='prev' is for blocks in a row, branches have none before them")
-        dd = {'device': device, 'dtype': dtype}
-        norm_layer = norm_class(norm_layer)
         block_levels = [level for level, depth in enumerate(depths) for _ in range(depth)]
         sizes = [cardinality] * len(block_levels)
         ids = kept_ids(node_ids, 2 + sum(sizes))
@@ -121,19 +109,16 @@ class MaskConnectResNeXt(ClassifierNet):
         masking = dict(
             fan_in=fan_in, masks=masks, seed=mask_seed, centered=centered, full_output=True
         )
-        rule = build_connectivity(masking_rule(connectivity, masking, 'full_output'), wiring, **dd)
+        rule = build_connectivity(
+            masking_rule(connectivity, masking, 'full_output'), wiring, **common.placement
+        )
         self.sizes = dict(
             counts, depths=list(depths), widths=list(widths), imagenet_stem=imagenet_stem,
             branch_norm=branch_norm, average=average,
         )  # fmt: skip
-        self.in_chans = in_chans
-        self.sparsity = check_sparsity(sparsity)
-        self.sparsity_weight = check_sparsity_weight(sparsity_weight)
 
         stem = [
-            ConvNorm(
-                in_chans, stem_width, *((7, 2) if imagenet_stem else (3, 1)), norm_layer, **dd
-            ),
+            ConvNorm(common.in_chans, stem_width, *((7, 2) if imagenet_stem else (3, 1)), **layer),
             nn.ReLU(inplace=True),
         ]
         if imagenet_stem:
@@ -150,8 +135,7 @@ class MaskConnectResNeXt(ClassifierNet):
                     2 if begins else 1,
                     branch_norm=branch_norm,
                     average=average,
-                    norm_layer=norm_layer,
-                    **dd,
+                    **layer,
                 )
             )
             in_chs = widths[level]
@@ -177,9 +161,7 @@ class MaskConnectResNeXt(ClassifierNet):
             for level, width in enumerate(widths)
         ]
         self.feature_info[-1]['module'] = 'dag'  # before, no module returns the feature itself
-        self.num_features = widths[-1]
-        self.set_head(num_classes, global_pool, drop_rate, **dd)
-        self.init_weights()
+        self.finish(common, widths[-1])
 
     def topology(self) -> dict:
         return {**self.sizes, **BY_RULE, **super().topology()}
@@ -297,32 +279,33 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create(variant: str, pretrained: bool, defaults: dict, overrides: dict) -> MaskConnectResNeXt:
-    kwargs = {
-        'num_classes': default_cfgs[variant].default.num_classes,
-        **defaults, **overrides, **fan_in_left(overrides),
-    }  # fmt: skip
-    widths = kwargs.get('widths', (64, 128, 256))
-    levels = len(widths) if isinstance(widths, (list, tuple)) else 1
-    if kwargs.get('feature_cls', 'getter') != 'getter':
+    if overrides.get('feature_cls', 'getter') != 'getter':
         raise ValueError(
             f"features of {variant} come from feature_cls='getter', not "
-            f'{kwargs["feature_cls"]!r}: no module returns what lies between two blocks'
+            f'{overrides["feature_cls"]!r}: no module returns what lies between two blocks'
         )
-    return build_network(
+    return create_network(
         MaskConnectResNeXt,
         variant,
         pretrained,
-        kwargs,
+        defaults,
+        {**overrides, **fan_in_left(overrides)},
+        levels=_levels,
         pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg=dict(feature_cls='getter', out_indices=tuple(range(levels))),
     )
+
+
+def _levels(options: dict) -> int:
+    """Stages; one, where the constructor will refuse."""
+    widths = options['widths']
+    return len(widths) if isinstance(widths, (list, tuple)) else 1
 
 
 def _imagenet(depths: tuple[int, ...], cardinality: int) -> dict:
     """{50,4,32} and so on, with the half of the branches that Table 3 has."""
     return dict(
         depths=depths, cardinality=cardinality, base_width=4, widths=(256, 512, 1024, 2048),
-        imagenet_stem=True, branch_norm=False, fan_in=cardinality // 2,
+        num_classes=1000,        imagenet_stem=True, branch_norm=False, fan_in=cardinality // 2,
     )  # fmt: skip
 
 
@@ -335,7 +318,7 @@ def maskconnect_resnext29_8x8d(pretrained: bool = False, **kwargs) -> MaskConnec
 @register_model
 def maskconnect_resnext29_8x64d(pretrained: bool = False, **kwargs) -> MaskConnectResNeXt:
     """{29,64,8}, K = 4 (Table 2: 84.05%; K = 1 82.31%, full 82.23%)."""
-    defaults = dict(base_width=64, widths=(256, 512, 1024), fan_in=4)
+    defaults: ClassVar[dict] = dict(base_width=64, widths=(256, 512, 1024), fan_in=4)
     return _create('maskconnect_resnext29_8x64d', pretrained, defaults, kwargs)
 
 
@@ -363,7 +346,7 @@ def maskconnect_resnext101_64x4d(pretrained: bool = False, **kwargs) -> MaskConn
 @register_model
 def test_maskconnect_resnext(pretrained: bool = False, **kwargs) -> MaskConnectResNeXt:
     """Minimal network for tests: 2 blocks of 4 branches per stage, K = 2."""
-    defaults = dict(
+    defaults: ClassVar[dict] = dict(
         depths=(2, 2, 2), cardinality=4, base_width=4, widths=(16, 24, 32), stem_width=8, fan_in=2
     )  # fmt: skip
     return _create('test_maskconnect_resnext', pretrained, defaults, kwargs)

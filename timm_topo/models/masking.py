@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
+from ..checks import check_integer
 from .base import imagenet_cfg, per_stage
 
 __all__ = [
-    'BY_RULE', 'CIFAR_CFG', 'Rule', 'check_flags', 'check_sizes', 'fan_in_left', 'kept_ids',
+    'BY_RULE', 'CIFAR_CFG', 'Rule', 'check_sizes', 'fan_in_left', 'kept_ids',
     'masking_rule',
 ]  # fmt: skip
 
@@ -25,14 +26,7 @@ def check_sizes(**sizes: int | Sequence[int]) -> None:
         if many and (not isinstance(size, (list, tuple)) or not size):
             raise ValueError(f'{name} must be a sequence of integers, got {size!r}')
         for one in size if many else [size]:
-            if isinstance(one, bool) or not isinstance(one, int) or one < 1:
-                raise ValueError(f'{name} must be an integer from 1 on, got {size!r}')
-
-
-def check_flags(**flags: bool) -> None:
-    for name, flag in flags.items():
-        if not isinstance(flag, bool):
-            raise TypeError(f'{name} must be True or False, got {flag!r}')
+            check_integer(name, one)
 
 
 def kept_ids(node_ids: Sequence | None, num_nodes: int) -> list[int]:

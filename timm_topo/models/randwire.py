@@ -5,18 +5,19 @@ are these networks, ``randwire_complete_small`` has the complete graph in their 
 ``dgnet_randwire_small`` a router in each of its nodes: the four rows of the table.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
+from ..checks import check_flag, check_integer
 from ..connectivity import build_connectivity
-from ..generators import is_explicit, make_wiring
+from ..generators import make_wiring
 from ..nodes import ConvNorm, SepConvNode
-from ..sparsity import check_sparsity, check_sparsity_weight
 from ..stages import GraphStage
 from ..wiring import Wiring
-from .base import build_network, imagenet_cfg, norm_class, per_stage
+from .base import create_network, imagenet_cfg, per_stage
 from .staged import StagedNet
 
 __all__ = ['RandWire']
@@ -43,15 +44,7 @@ class RandWire(StagedNet):
         connectivity: What :func:`timm_topo.connectivity.build_connectivity` takes, for all stages
             or one each.
         node_ids: Per stage, the ids of the nodes that pruning left; by default all.
-        sparsity: ``'none'``, ``'uniform'`` or ``'adaptive'``: the L1 that training adds.
-        sparsity_weight: Its lambda.
-        in_chans: Channels of the image.
-        num_classes: Classes; 0 for pooled features.
-        global_pool: Pooling, as in ``timm.layers.ClassifierHead``.
-        drop_rate: Dropout before the classifier.
-        norm_layer: Normalisation, a class or a name that timm knows.
-        device: Where parameters live.
-        dtype: Their type.
+        **common: Options of every network, see :class:`timm_topo.models.base.NetworkOptions`.
 
     Raises:
         TypeError: An unknown option, or a description of the wrong type.
@@ -68,69 +61,51 @@ class RandWire(StagedNet):
         projection: bool = False,
         connectivity: str | dict | type | Sequence = _SIGMOID,
         node_ids: Sequence[Sequence[int]] | None = None,
-        sparsity: str = 'none',
-        sparsity_weight: float = 1e-4,
-        in_chans: int = 3,
-        num_classes: int = 1000,
-        global_pool: str = 'avg',
-        drop_rate: float = 0.0,
-        norm_layer: str | Callable[..., nn.Module] = 'batchnorm2d',
-        device=None,
-        dtype=None,
+        **common,
     ):
-        super().__init__()
-        for name, size in (('channels', channels), ('features', features)):
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise ValueError(f'{name} must be an integer from 1 on, got {size!r}')
-        if not isinstance(projection, bool):
-            raise TypeError(f'projection must be True or False, got {projection!r}')
-        before = max(1, channels // 2)
-        norm_layer = norm_class(norm_layer)
-        dd = {'device': device, 'dtype': dtype}
+        common = self.common_options(common)
+        super().__init__(common)
+        before = max(1, check_integer('channels', channels) // 2)
+        check_integer('features', features)
+        check_flag('projection', projection)
+        layer = common.layer
         nodes = per_stage('num_nodes', num_nodes, 3)
         wirings = [make_wiring(w, n) for w, n in zip(per_stage('wiring', wiring, 3), nodes)]
         rules = per_stage('connectivity', connectivity, 3)
         all_ids = [list(range(w.num_nodes)) for w in wirings] if node_ids is None else node_ids
         self.sizes = dict(channels=channels, features=features, projection=projection)
-        self.in_chans = in_chans
-        self.sparsity = check_sparsity(sparsity)
-        self.sparsity_weight = check_sparsity_weight(sparsity_weight)
 
         self.stem = nn.Sequential(
-            ConvNorm(in_chans, before, 3, 2, norm_layer, **dd),
+            ConvNorm(common.in_chans, before, 3, 2, **layer),
             nn.ReLU(inplace=True),
-            ConvNorm(before, channels, 3, 2, norm_layer, **dd),
+            ConvNorm(before, channels, 3, 2, **layer),
         )
         self.feature_info = [dict(num_chs=channels, reduction=4, module='stem')]
         stages, in_chs = [], channels
         for stage, (wiring, rule, ids) in enumerate(zip(wirings, rules, all_ids)):
             chs = channels * 2**stage
-            rule = build_connectivity(rule, wiring, chs, **dd)
-            stages.append(_stage(wiring, rule, ids, in_chs, chs, projection, norm_layer, dd))
+            rule = build_connectivity(rule, wiring, chs, **common.placement)
+            stages.append(_stage(wiring, rule, ids, in_chs, chs, projection, layer))
             self.feature_info.append(
                 dict(num_chs=chs, reduction=8 * 2**stage, module=f'stages.{stage}')
             )
             in_chs = chs
         self.stages = nn.Sequential(*stages)
         self.act = nn.ReLU()
-        self.final = nn.Sequential(
-            ConvNorm(in_chs, features, 1, 1, norm_layer, **dd), nn.ReLU(inplace=True)
-        )
-        self.num_features = features
-        self.set_head(num_classes, global_pool, drop_rate, **dd)
-        self.init_weights()
+        self.final = nn.Sequential(ConvNorm(in_chs, features, 1, 1, **layer), nn.ReLU(inplace=True))
+        self.finish(common, features)
 
     def topology(self) -> dict:
         return {**self.sizes, **super().topology()}
 
 
-def _stage(wiring, rule, ids, in_chs, chs, projection, norm_layer, dd) -> GraphStage:
+def _stage(wiring, rule, ids, in_chs, chs, projection, layer) -> GraphStage:
     """One stage: the input is halved by those who read it, or by a projection too."""
     if len(ids) != wiring.num_nodes:
         raise ValueError(f'{wiring} needs as many node_ids, got {list(ids)}')
     reads_input = [set(wiring.preds(node)) == {0} for node in range(wiring.num_nodes)]
     if projection:
-        entry = ConvNorm(in_chs, chs, 1, 2, norm_layer, **dd)
+        entry = ConvNorm(in_chs, chs, 1, 2, **layer)
         reads_input = [id_ == 1 for id_ in ids]  # the others read what the projection makes
     else:
         entry = nn.Identity()
@@ -146,9 +121,9 @@ def _stage(wiring, rule, ids, in_chs, chs, projection, norm_layer, dd) -> GraphS
                 'only with projection=True'
             )
     nodes = [
-        SepConvNode(in_chs, chs, 2, norm_layer=norm_layer, **dd)
+        SepConvNode(in_chs, chs, 2, **layer)
         if reads_input[node]
-        else SepConvNode(chs, chs, norm_layer=norm_layer, **dd)
+        else SepConvNode(chs, chs, **layer)
         for node in range(1, wiring.num_nodes - 1)
     ]
     return GraphStage(
@@ -171,20 +146,7 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _create(variant: str, pretrained: bool, defaults: dict, overrides: dict) -> RandWire:
-    kwargs = {**defaults, **overrides}
-    if 'num_nodes' not in overrides and is_explicit(overrides.get('wiring')):
-        kwargs['num_nodes'] = None  # the graphs say how many
-    out_indices = kwargs.pop('out_indices', (0, 1, 2, 3))
-    return build_network(
-        RandWire,
-        variant,
-        pretrained,
-        kwargs,
-        feature_cfg=dict(feature_cls='getter', out_indices=out_indices),
-    )
-
-
+_create = partial(create_network, RandWire, levels=lambda options: 4)
 _COMPLETE = dict(wiring='complete', projection=True)
 
 

@@ -9,6 +9,7 @@ import torch
 from timm.layers import MixedConv2d
 from torch import nn
 
+from ..checks import check_flag
 from ..connectivity import build_connectivity
 from ..generators import make_wiring
 from ..nodes import ConvNorm
@@ -66,8 +67,7 @@ def rewire_stages(
     """
     flags = {'projection': projection, 'exact': exact, 'projected_entry': projected_entry}
     for name, value in flags.items():
-        if not isinstance(value, bool):
-            raise TypeError(f'{name} must be True or False, got {value!r}')
+        check_flag(name, value)
     if isinstance(model, Rewired):
         raise ValueError(f'{model.base} is re-wired already: unwire it first')
     family = None if isinstance(model, GraphNet) else rewired_class(type(model))

@@ -1,18 +1,18 @@
 """TopoNet (Yuan et al., ECCV 2020, arXiv:2008.08261): stages that are weighted complete graphs."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
 from ..connectivity import build_connectivity
-from ..generators import is_explicit, make_wiring
+from ..generators import make_wiring
 from ..nodes import NODES, ConvNorm
-from ..sparsity import check_sparsity, check_sparsity_weight
 from ..stages import GraphStage
 from ..wiring import Wiring
-from .base import build_network, imagenet_cfg, norm_class, per_stage
+from .base import create_network, imagenet_cfg, per_stage
 from .staged import StagedNet
 
 __all__ = ['TopoNet']
@@ -35,16 +35,8 @@ class TopoNet(StagedNet):
         wiring: What :func:`timm_topo.generators.make_wiring` takes, for all stages or one each.
         connectivity: What :func:`timm_topo.connectivity.build_connectivity` takes, likewise.
         node_ids: Per stage, the ids of the nodes that pruning left; by default all.
-        sparsity: ``'none'``, ``'uniform'`` or ``'adaptive'``: the L1 that training adds.
-        sparsity_weight: lambda of Eq. 6. The paper: 1e-4, robust from 1e-5 to 1e-4.
-        in_chans: Channels of the image.
-        num_classes: Classes; 0 for pooled features.
-        global_pool: Pooling, as in ``timm.layers.ClassifierHead``.
         output_stride: 8, 16 or 32; smaller than the network's own stride: stages dilate instead.
-        drop_rate: Dropout before the classifier.
-        norm_layer: Normalisation, a class or a name that timm knows (``'layernorm2d'``...).
-        device: Where parameters live.
-        dtype: Their type.
+        **common: Options of every network, see :class:`timm_topo.models.base.NetworkOptions`.
 
     Raises:
         TypeError: An unknown option, or a description of the wrong type.
@@ -64,26 +56,16 @@ class TopoNet(StagedNet):
         wiring: WiringSpec | Sequence[WiringSpec] = 'complete',
         connectivity: str | dict | type | Sequence = 'alpha',
         node_ids: Sequence[Sequence[int]] | None = None,
-        sparsity: str = 'none',
-        sparsity_weight: float = 1e-4,
-        in_chans: int = 3,
-        num_classes: int = 1000,
-        global_pool: str = 'avg',
         output_stride: int = 32,
-        drop_rate: float = 0.0,
-        norm_layer: str | Callable[..., nn.Module] = 'batchnorm2d',
-        device=None,
-        dtype=None,
+        **common,
     ):
-        super().__init__()
+        common = self.common_options(common)
+        super().__init__(common)
         if node_ids is not None and len(node_ids) != len(widths):
             raise ValueError(f'node_ids has {len(node_ids)} entries for {len(widths)} stages')
         if output_stride not in (8, 16, 32):
             raise ValueError(f'output_stride must be 8, 16 or 32, got {output_stride}')
-        if node not in NODES:
-            raise ValueError(f'unknown node {node!r}; known: {", ".join(NODES)}')
-        norm_layer = norm_class(norm_layer)
-        dd = {'device': device, 'dtype': dtype}
+        make_parts, layer = NODES.find(node), common.layer
         depth = len(widths)
         strides = per_stage('strides', strides, depth)
         wirings = [
@@ -95,11 +77,8 @@ class TopoNet(StagedNet):
                 )
             )
         ]
-        self.in_chans = in_chans
-        self.sparsity = check_sparsity(sparsity)
-        self.sparsity_weight = check_sparsity_weight(sparsity_weight)
 
-        self.stem = ConvNorm(in_chans, stem_width, stem_kernel, stem_stride, norm_layer, **dd)
+        self.stem = ConvNorm(common.in_chans, stem_width, stem_kernel, stem_stride, **layer)
         self.feature_info = [dict(num_chs=stem_width, reduction=stem_stride, module='stem')]
         stages, in_chs, reduction, dilation = [], stem_width, stem_stride, 1
         for stage, rule in enumerate(per_stage('connectivity', connectivity, depth)):
@@ -109,13 +88,11 @@ class TopoNet(StagedNet):
             reduction *= stride
             out_chs = widths[stage]
             ids = range(wirings[stage].num_nodes) if node_ids is None else node_ids[stage]
-            parts = NODES[node](
-                in_chs, out_chs, ids[-1] - 1, stride, dilation, norm_layer=norm_layer, **dd
-            )
+            parts = make_parts(in_chs, out_chs, ids[-1] - 1, stride, dilation, **layer)
             stages.append(
                 GraphStage(
                     wirings[stage],
-                    build_connectivity(rule, wirings[stage], out_chs, **dd),
+                    build_connectivity(rule, wirings[stage], out_chs, **common.placement),
                     parts.entry,
                     [parts.nodes[i - 1] for i in ids[1:-1]],
                     first_reads_input=parts.first_reads_input and ids[1] == 1,
@@ -128,9 +105,7 @@ class TopoNet(StagedNet):
             )
         self.stages = nn.Sequential(*stages)
         self.act, self.final = nn.ReLU(), nn.Identity()
-        self.num_features = in_chs
-        self.set_head(num_classes, global_pool, drop_rate, **dd)
-        self.init_weights()
+        self.finish(common, in_chs)
 
 
 def _cfg(**kwargs) -> dict:
@@ -159,21 +134,14 @@ def checkpoint_filter_fn(state_dict: dict, model: nn.Module) -> dict:
     return {re.sub(r'^stages_(\d+)\.', r'stages.\1.', key): v for key, v in state_dict.items()}
 
 
-def create_toponet(variant: str, pretrained: bool, defaults: dict, overrides: dict) -> TopoNet:
-    """A registered variant: its ``defaults``, what the caller overrides, timm's machinery."""
-    kwargs = {**defaults, **overrides}
-    if 'num_nodes' not in overrides and is_explicit(overrides.get('wiring')):
-        kwargs['num_nodes'] = None  # the graphs say how many
-    levels = 1 + len(kwargs.get('widths', (128, 256, 512, 1024)))
-    out_indices = kwargs.pop('out_indices', tuple(range(levels)))
-    return build_network(
-        TopoNet,
-        variant,
-        pretrained,
-        kwargs,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg=dict(out_indices=out_indices, flatten_sequential=True),
-    )
+create_toponet = partial(
+    create_network,
+    TopoNet,
+    levels=lambda options: 1 + len(options['widths']),
+    pretrained_filter_fn=checkpoint_filter_fn,
+    feature_cls='list',
+    flatten_sequential=True,
+)
 
 
 #: Wiring fixed by rule, every edge weighs 1 (Table 4, upper part).

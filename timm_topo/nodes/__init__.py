@@ -1,15 +1,12 @@
-"""What a node computes.
+"""What a node computes. All files of this folder are imported: a kind of node is one new file."""
 
-``NODES`` holds, by name, the function that makes the entry and the nodes of a stage:
-``parts(in_chs, out_chs, num_nodes, stride, dilation, norm_layer=..., device=..., dtype=...)``.
-"""
-
-from .base import LayeredNode, NodeLayers, ShortcutEntry, StageParts
+from ..registry import import_all
+from .base import NODES, LayeredNode, NodeLayers, ShortcutEntry, StageParts, register_node
 from .branches import BranchBlock
-from .conv import ConvNode, conv_parts
+from .conv import ConvNode
 from .conv_norm import ConvNorm
-from .conv_residual import ConvResidualNode, conv_residual_parts
-from .sepconv import SepConvEntry, SepConvNode, sepconv_parts
+from .conv_residual import ConvResidualNode
+from .sepconv import SepConvEntry, SepConvNode
 from .subsample import Subsample
 
 __all__ = [
@@ -25,6 +22,7 @@ __all__ = [
     'ShortcutEntry',
     'StageParts',
     'Subsample',
+    'register_node',
 ]
 
-NODES = {'sepconv': sepconv_parts, 'conv': conv_parts, 'conv_residual': conv_residual_parts}
+import_all(__name__, __path__)

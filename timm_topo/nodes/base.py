@@ -5,7 +5,14 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-__all__ = ['LayeredNode', 'NodeLayers', 'ShortcutEntry', 'StageParts']
+from ..registry import Registry
+
+__all__ = ['NODES', 'LayeredNode', 'NodeLayers', 'ShortcutEntry', 'StageParts', 'register_node']
+
+#: By name, what makes the entry and the nodes of a stage: ``parts(in_chs, out_chs, num_nodes,
+#: stride, dilation, norm_layer=..., device=..., dtype=...) -> StageParts``.
+NODES = Registry('node')
+register_node = NODES.register
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from timm.layers import create_conv2d
 from torch import nn
 
-from .base import LayeredNode, NodeLayers, StageParts
+from .base import LayeredNode, NodeLayers, StageParts, register_node
 from .conv_norm import ConvNorm
 
 __all__ = ['ConvNode', 'conv_parts']
@@ -45,6 +45,7 @@ class ConvNode(LayeredNode):
         return NodeLayers(self.act, (self.conv,), self.bn)
 
 
+@register_node('conv')
 def conv_parts(
     in_chs: int, out_chs: int, num_nodes: int, stride: int, dilation: int, **kwargs
 ) -> StageParts:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from timm.layers import create_conv2d
 from torch import Tensor, nn
 
-from .base import StageParts
+from .base import StageParts, register_node
 from .conv_norm import ConvNorm
 
 __all__ = ['ConvResidualNode', 'conv_residual_parts']
@@ -49,6 +49,7 @@ class ConvResidualNode(nn.Module):
         return self.bn(self.conv(self.act(x))) + self.residual(x)
 
 
+@register_node('conv_residual')
 def conv_residual_parts(
     in_chs: int, out_chs: int, num_nodes: int, stride: int, dilation: int, **kwargs
 ) -> StageParts:

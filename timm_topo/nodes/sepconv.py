@@ -5,7 +5,7 @@ from collections.abc import Callable
 from timm.layers import create_conv2d
 from torch import nn
 
-from .base import LayeredNode, NodeLayers, ShortcutEntry, StageParts
+from .base import LayeredNode, NodeLayers, ShortcutEntry, StageParts, register_node
 from .conv_norm import ConvNorm
 
 __all__ = ['SepConvEntry', 'SepConvNode', 'sepconv_parts']
@@ -81,6 +81,7 @@ class SepConvEntry(ShortcutEntry):
         super().__init__(node, ConvNorm(in_chs, out_chs, 1, stride, norm_layer, **dd))
 
 
+@register_node('sepconv')
 def sepconv_parts(
     in_chs: int, out_chs: int, num_nodes: int, stride: int, dilation: int, **kwargs
 ) -> StageParts:
