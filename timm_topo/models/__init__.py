@@ -1,5 +1,9 @@
-"""Networks, a table of variants each, and their timm entry points."""
+"""Networks, a table of variants each, and their timm entry points.
 
+All files of this folder are imported: the networks of a paper are one new file.
+"""
+
+from ..registry import import_all
 from . import dgnet, topomobilenet
 from .cross_stage import CrossStageNet
 from .dagnet import DagNet
@@ -28,3 +32,5 @@ __all__ = [
     'topomobilenet',
     'unwire',
 ]
+
+import_all(__name__, __path__)

@@ -13,7 +13,7 @@ from ..checks import check_flag
 from ..connectivity import build_connectivity
 from ..generators import make_wiring
 from ..nodes import ConvNorm
-from ..nodes.residual import Residual, block_name, known_blocks, take_apart
+from ..nodes.residual import BLOCKS, IN_ORDER, Residual, block_name, known_blocks, take_apart
 from ..stages import GraphStage
 from .base import GraphNet
 from .families import FAMILIES, Rewired, reset_input_conv, reset_projection, rewired_class
@@ -74,7 +74,7 @@ def rewire_stages(
     if family is None:
         raise ValueError(
             f'{base} is a {type(model).__name__}, which cannot be re-wired; supported: '
-            f'{", ".join(sorted(cls.__name__ for cls in FAMILIES))}'
+            f'{", ".join(sorted(FAMILIES))}'
         )
     before = set(model.modules())
     stages = {name: _segments(name, module) for name, module in _containers(model).items()}
@@ -135,7 +135,7 @@ def _containers(model: nn.Module) -> dict[str, nn.Module]:
     for name, module in model.named_modules():
         if any(name.startswith(f'{outer}.') for outer in found):
             continue
-        in_order = isinstance(module, nn.Sequential) or block_name(module) == 'regnet.RegStage'
+        in_order = isinstance(module, nn.Sequential) or block_name(module) in IN_ORDER
         if in_order and any(take_apart(child) is not None for child in module.children()):
             found[name] = module
     return found
@@ -163,7 +163,7 @@ def _takes_projection(block: _Block) -> bool:
     """Whether it is a residual branch without a shortcut; a mere convolution is not."""
     if block.parts is None or block.parts.shortcut is not None:
         return False
-    return not block_name(block.module).endswith('.ConvBnAct')
+    return BLOCKS[block_name(block.module)].projects
 
 
 def _activation_between(graphs: list[list[_Block]]) -> str | None:

@@ -7,9 +7,14 @@ what identity shortcuts, unrolled, have always added up.
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
-__all__ = ['ConvNeXtBranch', 'Residual', 'block_name', 'known_blocks', 'take_apart']
+from ..registry import Registry
+
+__all__ = [
+    'BLOCKS', 'IN_ORDER', 'Anatomy', 'Residual', 'block_name', 'known_blocks', 'register_block',
+    'take_apart',
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -31,105 +36,34 @@ class Residual:
 
 
 @dataclass(frozen=True)
-class _Anatomy:
+class Anatomy:
     """Where timm keeps the parts of a block, by attribute name.
 
-    ``branch`` is in the order in which the block's forward runs it, or a module class.
+    Attributes:
+        branch: The residual branch, in the order in which the block's forward runs it; or the
+            class of a module that is made of the block.
+        shortcut: The projection; a flag, ``'has_skip'``, of blocks that have identities alone; or
+            None for blocks whose shortcut is always an identity.
+        identity_is_none: Whether a shortcut that is None is an identity.
+        norm: What branch and projection share in front.
+        act: The activation behind the sum.
+        projects: Whether a block without a shortcut may be given a projection.
     """
 
     branch: tuple[str, ...] | type[nn.Module]
-    shortcut: str
+    shortcut: str | None
     identity_is_none: bool = False
     norm: str | None = None
     act: str | None = None
+    projects: bool = True
 
 
-class ConvNeXtBranch(nn.Module):
-    """The residual branch of ``timm.models.convnext.ConvNeXtBlock``.
-
-    Args:
-        block: The block; its modules are shared.
-    """
-
-    keeps_input = True  # executors may share what it reads
-
-    def __init__(self, block: nn.Module):
-        super().__init__()
-        self.channels_first = block.use_conv_mlp
-        self.conv_dw, self.norm, self.mlp = block.conv_dw, block.norm, block.mlp
-        self.gamma = block.gamma
-        self.drop_path = block.drop_path
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.conv_dw(x)
-        if self.channels_first:
-            x = self.mlp(self.norm(x))
-        else:
-            x = self.mlp(self.norm(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
-        if self.gamma is not None:
-            x = x * self.gamma.reshape(1, -1, 1, 1)
-        return self.drop_path(x)
-
-
-_RESNET = dict(shortcut='downsample', identity_is_none=True)
-_PREACT = dict(shortcut='downsample', identity_is_none=True, norm='norm1')
-_REGNET = dict(shortcut='downsample', act='act3')
-_BYOB = dict(shortcut='shortcut', act='act')
-_MOBILE = dict(shortcut='has_skip')
-
-#: By module and class name. A subclass that overrides forward has its own name, so is not here.
-_ANATOMY = {
-    'resnet.BasicBlock': _Anatomy(
-        ('conv1', 'bn1', 'drop_block', 'act1', 'aa', 'conv2', 'bn2', 'se', 'drop_path'),
-        act='act2', **_RESNET,
-    ),
-    'resnet.Bottleneck': _Anatomy(
-        ('conv1', 'bn1', 'act1', 'conv2', 'bn2', 'drop_block', 'act2', 'aa', 'conv3', 'bn3', 'se',
-         'drop_path'),
-        act='act3', **_RESNET,
-    ),
-    'resnetv2.PreActBasic': _Anatomy(
-        ('norm1', 'conv1', 'norm2', 'conv2', 'drop_path'), **_PREACT
-    ),
-    'resnetv2.PreActBottleneck': _Anatomy(
-        ('norm1', 'conv1', 'norm2', 'conv2', 'norm3', 'conv3', 'drop_path'), **_PREACT
-    ),
-    'regnet.Bottleneck': _Anatomy(('conv1', 'conv2', 'se', 'conv3', 'drop_path'), **_REGNET),
-    'byobnet.BasicBlock': _Anatomy(
-        ('conv1_kxk', 'attn', 'conv2_kxk', 'attn_last', 'drop_path'), **_BYOB
-    ),
-    'byobnet.BottleneckBlock': _Anatomy(
-        ('conv1_1x1', 'conv2_kxk', 'conv2b_kxk', 'attn', 'conv3_1x1', 'attn_last', 'drop_path'),
-        **_BYOB,
-    ),
-    'byobnet.DarkBlock': _Anatomy(
-        ('conv1_1x1', 'attn', 'conv2_kxk', 'attn_last', 'drop_path'), **_BYOB
-    ),
-    'byobnet.EdgeBlock': _Anatomy(
-        ('conv1_kxk', 'attn', 'conv2_1x1', 'attn_last', 'drop_path'), **_BYOB
-    ),
-    'convnext.ConvNeXtBlock': _Anatomy(ConvNeXtBranch, 'shortcut'),
-    '_efficientnet_blocks.ConvBnAct': _Anatomy(('conv', 'bn1', 'aa', 'drop_path'), **_MOBILE),
-    '_efficientnet_blocks.DepthwiseSeparableConv': _Anatomy(
-        ('conv_s2d', 'bn_s2d', 'conv_dw', 'bn1', 'aa', 'se', 'conv_pw', 'bn2', 'drop_path'),
-        **_MOBILE,
-    ),
-    '_efficientnet_blocks.InvertedResidual': _Anatomy(
-        ('conv_s2d', 'bn_s2d', 'conv_pw', 'bn1', 'conv_dw', 'bn2', 'aa', 'se', 'conv_pwl', 'bn3',
-         'drop_path'),
-        **_MOBILE,
-    ),
-    '_efficientnet_blocks.EdgeResidual': _Anatomy(
-        ('conv_exp', 'bn1', 'aa', 'se', 'conv_pwl', 'bn2', 'drop_path'), **_MOBILE
-    ),
-    '_efficientnet_blocks.UniversalInvertedResidual': _Anatomy(
-        ('dw_start', 'pw_exp', 'dw_mid', 'se', 'pw_proj', 'dw_end', 'layer_scale', 'drop_path'),
-        **_MOBILE,
-    ),
-    '_efficientnet_blocks.MobileAttention': _Anatomy(
-        ('norm', 'attn', 'layer_scale', 'drop_path'), **_MOBILE
-    ),
-}  # fmt: skip
+#: Anatomies by module and class name, ``'resnet.BasicBlock'``. A subclass that overrides forward
+#: has its own name, so is not here.
+BLOCKS = Registry('block')
+register_block = BLOCKS.register
+#: Modules, named likewise, that run their children in order, beside ``nn.Sequential``.
+IN_ORDER: set[str] = set()
 
 
 def block_name(block: nn.Module) -> str:
@@ -139,7 +73,7 @@ def block_name(block: nn.Module) -> str:
 
 def known_blocks() -> list[str]:
     """Names of the blocks that can be taken apart, sorted."""
-    return sorted(name.lstrip('_') for name in _ANATOMY)
+    return sorted(name.lstrip('_') for name in BLOCKS)
 
 
 def take_apart(block: nn.Module) -> Residual | None:
@@ -154,10 +88,10 @@ def take_apart(block: nn.Module) -> Residual | None:
     Raises:
         NotImplementedError: The installed timm gave the block a part that is not known here.
     """
-    anatomy = _ANATOMY.get(block_name(block))
+    anatomy = BLOCKS.get(block_name(block))
     if anatomy is None or getattr(block, 'conv_cpe_dw', None) is not None:
         return None
-    shortcut = getattr(block, anatomy.shortcut)
+    shortcut = getattr(block, anatomy.shortcut) if anatomy.shortcut else nn.Identity()
     if anatomy.shortcut == 'has_skip':
         shortcut = nn.Identity() if shortcut else None
     elif shortcut is None and anatomy.identity_is_none:

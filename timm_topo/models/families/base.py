@@ -1,36 +1,32 @@
-"""The families of timm that can be re-wired, and what a re-wired network can do."""
+"""What a re-wired network of timm can do, whatever its family."""
 
 import math
 from collections.abc import Iterator
 
 import timm
 import torch
-from timm.models import (
-    ByobNet,
-    ConvNeXt,
-    EfficientNet,
-    MobileNetV3,
-    RegNet,
-    ResNet,
-    ResNetV2,
-    get_model_args,
-    group_parameters,
-)
+from timm.models import get_model_args, group_parameters
 from torch import nn
 
-from ..nodes import ConvNorm
-from ..stages import GraphStage, graph_stages
-from .base import GraphNet
+from ...nodes import ConvNorm
+from ...registry import Registry
+from ...stages import GraphStage, graph_stages
+from ..base import GraphNet
 
 __all__ = [
     'FAMILIES',
     'Rewired',
     'is_new',
+    'register_family',
     'replaced',
     'reset_input_conv',
     'reset_projection',
     'rewired_class',
 ]
+
+
+#: Re-wired classes by the name of timm's class.
+FAMILIES = Registry('family')
 
 
 class Rewired(GraphNet):
@@ -132,48 +128,27 @@ class Rewired(GraphNet):
         return lambda name: order.get(name, math.inf)
 
 
-class RewiredByobNet(Rewired, ByobNet):
-    """ByobNet with graph stages."""
+def register_family(cls: type[Rewired]) -> type[Rewired]:
+    """Class decorator: networks of timm's class, the second base, can be re-wired.
 
-
-class RewiredConvNeXt(Rewired, ConvNeXt):
-    """ConvNeXt with graph stages."""
-
-
-class RewiredEfficientNet(Rewired, EfficientNet):
-    """EfficientNet, MobileNetV2, MNASNet... with graph stages."""
-
-
-class RewiredMobileNetV3(Rewired, MobileNetV3):
-    """MobileNetV3, MobileNetV4... with graph stages."""
-
-
-class RewiredRegNet(Rewired, RegNet):
-    """RegNet with graph stages."""
-
-
-class RewiredResNet(Rewired, ResNet):
-    """ResNet with graph stages."""
-
-
-class RewiredResNetV2(Rewired, ResNetV2):
-    """Pre-activation ResNet with graph stages."""
-
-
-#: The families of timm that can be re-wired. A new one is a class above, and its block, if new, a
-#: row in ``nodes/residual.py``.
-FAMILIES = tuple(cls.__bases__[1] for cls in Rewired.__subclasses__())
+    Raises:
+        ValueError: The class does not name :class:`Rewired` and one class of timm, in this order.
+    """
+    if len(cls.__bases__) != 2 or cls.__bases__[0] is not Rewired:
+        raise ValueError(f'{cls.__name__} must have the bases Rewired and one class of timm')
+    return FAMILIES.register(cls.__bases__[1].__name__, cls)
 
 
 def rewired_class(cls: type[nn.Module]) -> type[Rewired] | None:
     """The class of a re-wired ``cls``, made where ``cls`` extends a family; None for others."""
-    for known in Rewired.__subclasses__():
-        if known.__bases__ == (Rewired, cls):
-            return known
-    if not issubclass(cls, FAMILIES):
+    for family in FAMILIES.values():
+        if family.__bases__[1] is cls:
+            return family
+    if not issubclass(cls, tuple(family.__bases__[1] for family in FAMILIES.values())):
         return None
     made = type(f'Rewired{cls.__name__}', (Rewired, cls), {'__module__': __name__})
-    return globals().setdefault(made.__name__, made)  # where pickle looks for it
+    kept = globals().setdefault(made.__name__, made)  # where pickle looks for it
+    return kept if kept.__bases__[1] is cls else made
 
 
 def is_new(entry: nn.Module) -> bool:
