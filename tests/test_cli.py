@@ -22,7 +22,6 @@ import torch
 from torch import nn
 
 import timm_topo
-from timm_topo.analysis import network_page
 from timm_topo.analysis.cost import count_flops
 from timm_topo.analysis.prune import edge_mask, edge_weights, prune, recalibrate
 from timm_topo.analysis.tables import read_csv, read_numbers
@@ -31,8 +30,9 @@ from timm_topo.cli import COMMANDS, main
 from timm_topo.connectivity.router import RouterConnectivity
 from timm_topo.data import load_dataset
 from timm_topo.executors import adjacency
+from timm_topo.experiments import damage as damage_module
+from timm_topo.report import network as network_page
 from timm_topo.stages import graph_stages
-from timm_topo.training import damage as damage_module
 from timm_topo.training.evaluate import accuracy, eval_loader, evaluate, image_batches
 from timm_topo.training.loop import train
 from timm_topo.training.options import parse_args

@@ -36,10 +36,10 @@ from timm_topo.analysis.tables import read_csv, read_numbers
 from timm_topo.connectivity.router import RouterConnectivity
 from timm_topo.data import load_dataset
 from timm_topo.executors import adjacency
+from timm_topo.experiments import damage as damage_module
+from timm_topo.experiments.damage import Damage
 from timm_topo.generators import complete, random, sequential
 from timm_topo.stages import graph_stages
-from timm_topo.training import damage as damage_module
-from timm_topo.training.damage import Damage
 from timm_topo.training.evaluate import (
     accuracy,
     eval_loader,

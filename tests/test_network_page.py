@@ -16,18 +16,17 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from timm_topo import rewire
-from timm_topo.analysis import network_page as module
-from timm_topo.analysis import plot
+from timm_topo import plot, rewire
 from timm_topo.analysis.cost import Flops, Latency, count_flops, input_size_of
-from timm_topo.analysis.network_page import Findings, damage_figures, network_page
 from timm_topo.analysis.prune import edge_mask, prune
-from timm_topo.analysis.report import Report
 from timm_topo.analysis.routing import routing
 from timm_topo.connectivity.mask import MaskConnectivity
 from timm_topo.connectivity.router import RouterConnectivity, set_tau
 from timm_topo.executors import adjacency
 from timm_topo.generators import complete
+from timm_topo.report import network as module
+from timm_topo.report.html import Report
+from timm_topo.report.network import Findings, damage_figures, network_page
 from timm_topo.stages import graph_stages
 
 HOSTILE = '<script>alert("1")</script> & \'more\' --> ]]>'

@@ -12,7 +12,8 @@ import pytest
 import torch
 from matplotlib.colors import to_rgb
 
-from timm_topo.analysis.plot import (
+from timm_topo.generators import complete, residual
+from timm_topo.plot import (
     Panel,
     adjacency,
     curves,
@@ -21,7 +22,6 @@ from timm_topo.analysis.plot import (
     to_svg,
     weight_histogram,
 )
-from timm_topo.generators import complete, residual
 from timm_topo.wiring import Wiring
 
 SPARSE = Wiring(5, [(0, 1), (0, 2), (1, 3), (2, 3), (0, 4), (3, 4)])

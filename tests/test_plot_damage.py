@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from timm_topo.analysis import plot
+from timm_topo import plot
 
 
 def lines_by_name(fig) -> dict:

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.colors import to_rgba
 
-from timm_topo.analysis import plot
-from timm_topo.analysis.plot import layers as module
-from timm_topo.analysis.plot.layers import layers
+from timm_topo import plot
 from timm_topo.generators import complete, random, residual, watts_strogatz
+from timm_topo.plot import layers as module
+from timm_topo.plot.layers import layers
 from timm_topo.wiring import Wiring
 
 SPARSE = Wiring(5, [(0, 1), (0, 2), (1, 3), (2, 3), (0, 4), (3, 4)])

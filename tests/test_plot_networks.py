@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgba
 
-from timm_topo.analysis import plot
+from timm_topo import plot
 from timm_topo.generators import complete, sequential
 from timm_topo.wiring import Wiring
 

@@ -8,7 +8,7 @@ import torch
 from matplotlib.animation import PillowWriter
 from PIL import Image
 
-from timm_topo.analysis import plot
+from timm_topo import plot
 from timm_topo.generators import complete, residual
 from timm_topo.wiring import Wiring
 

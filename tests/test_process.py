@@ -23,12 +23,12 @@ from timm_topo.analysis.history import (
 from timm_topo.analysis.process import set_edge_weights
 from timm_topo.analysis.tables import read_csv
 from timm_topo.connectivity.fixed import FixedConnectivity
+from timm_topo.experiments.process import retrain_snapshots
 from timm_topo.stages import graph_stages
 from timm_topo.training import loop, process, series
 from timm_topo.training.log import RunLog
 from timm_topo.training.loop import train
 from timm_topo.training.options import parse_args
-from timm_topo.training.process import retrain_snapshots
 
 EDGES = 6  # of one graph of four nodes: no other parameter has this shape
 SIZES = ['num_nodes=(4,)', 'widths=(8,)', 'strides=(2,)', 'stem_width=4', 'stem_kernel=3']

@@ -7,9 +7,9 @@ from html.parser import HTMLParser
 import pytest
 from matplotlib.figure import Figure
 
-from timm_topo.analysis import plot
-from timm_topo.analysis.report import Report
+from timm_topo import plot
 from timm_topo.generators import complete
+from timm_topo.report.html import Report
 
 HOSTILE = '<script>alert("1")</script> & \'more\' --> ]]>'
 VOID = {'meta', 'link', 'br', 'img', 'hr', 'input'}

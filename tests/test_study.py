@@ -15,12 +15,12 @@ from timm_topo.analysis.cost import count_parameters
 from timm_topo.analysis.prune import DisconnectedError, edge_mask, edge_weights, mask_edges, prune
 from timm_topo.analysis.tables import group, read_csv
 from timm_topo.data import load_dataset
+from timm_topo.experiments import study as study_module
+from timm_topo.experiments.study import KINDS, Study
 from timm_topo.generators import make_wiring
 from timm_topo.stages import graph_stages
-from timm_topo.training import study as study_module
 from timm_topo.training.evaluate import accuracy
 from timm_topo.training.options import labelled, parse_args
-from timm_topo.training.study import KINDS, Study
 
 TRAINING = [
     '--model', 'dagnet', '--model-kwargs', 'num_nodes=6', 'channels=2', 'sparsity_weight=0.3',
@@ -378,7 +378,7 @@ def test_a_contact_sheet_has_a_row_per_data_set(tool, tmp_path):
 
 
 def test_a_contact_sheet_shows_each_class_once(tool, tmp_path, monkeypatch):
-    from timm_topo.analysis import plot
+    from timm_topo import plot
 
     shown = {}
     monkeypatch.setattr(plot, 'contact_sheet', lambda rows, names: shown.update(rows, names=names))
@@ -392,7 +392,7 @@ def test_a_contact_sheet_shows_each_class_once(tool, tmp_path, monkeypatch):
 
 
 def test_a_sorted_folder_is_not_shown_under_the_wrong_names(tool, tmp_path, monkeypatch):
-    from timm_topo.analysis import plot
+    from timm_topo import plot
 
     for n, name in enumerate(('black', 'grey', 'white')):
         folder = tmp_path / 'train' / name

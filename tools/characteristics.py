@@ -59,7 +59,7 @@ def show(rows: list[dict]) -> None:
 
 def panels(models: list[tuple[str, str]]) -> list:
     """Drawings of all graphs."""
-    from timm_topo.analysis.plot import Panel
+    from timm_topo.plot import Panel
 
     drawn = []
     for label, folder in models:
@@ -75,7 +75,7 @@ def panels(models: list[tuple[str, str]]) -> list:
 
 def main(args: argparse.Namespace) -> None:
     if args.similarity or args.embedding or args.graphs:
-        from timm_topo.analysis import plot
+        from timm_topo import plot
     rows = [row for label, folder in args.models for row in describe(label, folder)]
     show(rows)
     written = [args.csv] if args.csv else []

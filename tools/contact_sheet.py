@@ -41,7 +41,7 @@ def examples(dataset, count: int) -> list[np.ndarray | None]:
 
 
 def main(args: argparse.Namespace) -> None:
-    from timm_topo.analysis.plot import contact_sheet, save_figure
+    from timm_topo.plot import contact_sheet, save_figure
 
     rows, names = {}, []
     for given in args.datasets:

@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument('--epochs', type=int, default=20)
     parser.add_argument('--seed', type=int, default=42)
     options = parser.parse_args()
-    from timm_topo.analysis import page as pages
+    from timm_topo.report import pruning as pages
 
     torch.set_num_threads(1)  # as fast for maps this small, and steady on a busy machine
     folder, start = Path(options.output), time.perf_counter()

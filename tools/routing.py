@@ -76,7 +76,7 @@ def check_output(args: argparse.Namespace, stages: dict) -> None:
             raise FileNotFoundError(f'{path}: there is no such folder')
     kinds = ('.svg', '.png', '.pdf')
     if args.figure:
-        from timm_topo.analysis import plot  # noqa: F401  or an error that says what to install
+        from timm_topo import plot  # noqa: F401  or an error that says what to install
     if args.figure and Path(args.figure).suffix not in kinds:
         raise ValueError(f'--figure {args.figure} is not one of {", ".join(kinds)}')
     if args.stage is not None and args.stage not in stages:
@@ -132,7 +132,7 @@ def show(rows: list[dict], path: str | None) -> None:
 
 def draw(routes: dict[str, StageRouting], names: list[str] | None, args) -> None:
     """By how much the mean weights of single classes differ from those of all images."""
-    from timm_topo.analysis.plot import Panel, graphs
+    from timm_topo.plot import Panel, graphs
 
     stage = args.stage or max(routes, key=lambda name: routes[name].spread.mean().item())
     offsets = class_offsets(routes[stage], names, args.classes, limit=6)

@@ -55,7 +55,7 @@ def main() -> int:
     if chosen := sorted(_OURS & {option.partition('=')[0] for option in training}):
         parser.error(f'a study chooses {", ".join(chosen)} itself')
     options = parse_args([*(['-c', args.config] if args.config else []), *training])
-    from timm_topo.training.study import Study
+    from timm_topo.experiments.study import Study
 
     study = Study(
         output=args.output,

@@ -58,7 +58,7 @@ def sweep(folder: str, args: argparse.Namespace) -> list[dict]:
 
 def main(args: argparse.Namespace) -> None:
     if args.figure:
-        from timm_topo.analysis.plot import save_figure, threshold_curves
+        from timm_topo.plot import save_figure, threshold_curves
     rows = [
         {'label': label, 'network': folder, **row}
         for label, folder in args.models

@@ -53,7 +53,7 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> dict:
-    from ..training.damage import Damage
+    from ..experiments.damage import Damage
 
     model = network(args)
     options = None

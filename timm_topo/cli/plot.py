@@ -35,7 +35,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict:
-    from ..analysis import plot
+    from .. import plot
 
     suffixes = ('.gif',) if args.kind == 'animation' else ('.svg', '.png', '.pdf')
     if args.output.suffix not in suffixes:
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> dict:
 
 
 def _draw(kind: str, panels: list):
-    from ..analysis import plot
+    from .. import plot
 
     if kind == 'histogram':
         return plot.weight_histogram({panel.title: panel.weights for panel in panels})

@@ -53,7 +53,7 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> dict:
-    from ..analysis.network_page import Findings, network_page
+    from ..report.network import Findings, network_page
 
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -97,7 +97,7 @@ def _measure(found, model: nn.Module, args: argparse.Namespace) -> None:
         loader = sample(eval_loader(model, data), _ROUTED)
         found.routes = routing(model, loader, _ROUTED)
     if args.damage:
-        from ..training.damage import Damage
+        from ..experiments.damage import Damage
 
         damage = Damage(
             model=model,

@@ -18,10 +18,10 @@ from pathlib import Path
 import timm_topo
 
 from ..analysis.tables import read_numbers
+from ..experiments.process import retrain_snapshots
+from ..experiments.series import FREE, pending
 from ..training.loop import train
 from ..training.options import epochs_done, parse_args
-from ..training.process import retrain_snapshots
-from ..training.series import FREE, pending
 from .common import add_network, network, table
 
 TRAINS = True
@@ -54,7 +54,7 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> dict:
     if args.snapshots is None:
         return _once(args)
-    from ..analysis import plot
+    from .. import plot
 
     defaults = Path(args.checkpoint) / 'args.yaml'
     options = None

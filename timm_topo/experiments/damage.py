@@ -12,15 +12,15 @@ from torch import nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from ..analysis import plot
+from .. import plot
 from ..analysis.damage import FRACTIONS, damage_edges, damage_nodes, nodes_to_damage
-from ..analysis.network_page import damage_figures
 from ..analysis.prune import ORDERS, edge_mask, prune
 from ..analysis.tables import read_numbers, write_csv
 from ..checkpoint import save
+from ..report.network import damage_figures
 from ..stages import graph_stages
-from .evaluate import eval_loader, evaluate, image_batches, in_memory
-from .loop import train
+from ..training.evaluate import eval_loader, evaluate, image_batches, in_memory
+from ..training.loop import train
 from .series import FREE, pending
 
 __all__ = ['Damage']

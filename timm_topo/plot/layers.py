@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 
-from ...wiring import Wiring
+from ..wiring import Wiring
 from .style import limit_of, styled
 from .wirings import Panel, check_panels, draw_border, draw_nodes, edge_key, edge_look
 
@@ -41,7 +41,7 @@ def layered_graph(
     Positive edges are solid, negative ones dashed. Those that pass a layer bend, positive ones up
     and negative ones down, so that few hide behind others or behind nodes. Width and opacity grow
     with |weight|. Dead nodes are hollow. Of a complete graph it is the picture of
-    :func:`timm_topo.analysis.plot.graph`.
+    :func:`timm_topo.plot.graph`.
 
     Args:
         wiring: N nodes, E >= 1 edges.

@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
+from .. import plot
+from ..analysis.compare import Cut
+from ..analysis.prune import PruneReport, StageCut, edge_weights, relative_weights
 from ..extras import needs
 from ..stages import graph_stages
 from ..wiring import Wiring
-from . import plot
-from .compare import Cut
-from .prune import PruneReport, StageCut, edge_weights, relative_weights
-from .report import Report
+from .html import Report
 
 with needs('timm-topo[analysis]'):
     from matplotlib.figure import Figure

@@ -17,7 +17,7 @@ from matplotlib.patches import Patch, PathPatch
 from matplotlib.path import Path
 from matplotlib.ticker import MaxNLocator
 
-from ...wiring import Wiring
+from ..wiring import Wiring
 from .style import (
     FAINT,
     INK,

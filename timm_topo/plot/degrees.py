@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from ...wiring import Wiring
+from ..wiring import Wiring
 from .style import INK, LOOKS, check_series, styled
 from .wirings import Panel
 

@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 
 from ..extras import needs
-from .plot import to_svg
+from ..plot import to_svg
 
 with needs('timm-topo[analysis]'):
     from matplotlib.figure import Figure
@@ -181,7 +181,7 @@ class Report:
         """A drawing, as SVG in the page.
 
         Args:
-            figure: As from :mod:`timm_topo.analysis.plot`.
+            figure: As from :mod:`timm_topo.plot`.
             caption: Text below it.
             alt: What it shows, for those who cannot see it.
 

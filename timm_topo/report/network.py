@@ -8,15 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .. import plot
+from ..analysis.cost import Flops, Latency, input_size_of
+from ..analysis.metrics import stage_characteristics
+from ..analysis.prune import edge_weights
+from ..analysis.routing import StageRouting, class_offsets, routing_metrics
 from ..connectivity import connectivity_name
 from ..executors import adjacency
 from ..stages import Stage, graph_stages
-from . import plot
-from .cost import Flops, Latency, input_size_of
-from .metrics import stage_characteristics
-from .prune import edge_weights
-from .report import Report
-from .routing import StageRouting, class_offsets, routing_metrics
+from .html import Report
 
 __all__ = ['Findings', 'damage_figures', 'network_page']
 
@@ -39,7 +39,7 @@ class Findings:
         shown: The same as people see them, ``(H, W, 3)`` bytes each.
         routes: By stage name, as from :func:`timm_topo.analysis.routing.routing`.
         classes: Names of the classes.
-        damage: As :meth:`timm_topo.training.damage.Damage.run` returns it.
+        damage: As :meth:`timm_topo.experiments.damage.Damage.run` returns it.
         training: Rows of ``summary.csv``.
         snapshots: Numbers of epochs and weights ``(T, E)`` by stage name, as from
             :func:`timm_topo.analysis.history.read_edge_weights`.

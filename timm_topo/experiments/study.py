@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import IterableDataset
 from tqdm import tqdm
 
-from ..analysis import plot
+from .. import plot
 from ..analysis.compare import THRESHOLDS, threshold_sweep
 from ..analysis.cost import count_parameters
 from ..analysis.history import read_edge_weights
@@ -23,8 +23,8 @@ from ..analysis.tables import group, mean_and_spread, read_csv, text_table, writ
 from ..checkpoint import load, save
 from ..data import load_dataset
 from ..stages import Stage, graph_stages
-from .evaluate import accuracy, image_mode
-from .loop import train
+from ..training.evaluate import accuracy, image_mode
+from ..training.loop import train
 from .series import FREE, pending
 
 __all__ = ['KINDS', 'Study']

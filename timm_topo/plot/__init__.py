@@ -5,7 +5,7 @@ The only part that needs matplotlib. Every function takes plain data and returns
 tells, a position, line style, hatch or mark tells too.
 """
 
-from ...extras import needs
+from ..extras import needs
 
 with needs('timm-topo[analysis]'):
     from .damage import damage_curves, node_damage

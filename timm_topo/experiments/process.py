@@ -12,8 +12,8 @@ from ..analysis.process import set_edge_weights
 from ..analysis.tables import read_csv, write_csv
 from ..checkpoint import load, saved_config
 from ..stages import graph_stages
-from .loop import train
-from .options import build_parser, parse_args, read_config
+from ..training.loop import train
+from ..training.options import build_parser, parse_args, read_config
 from .series import FREE, pending, plain
 
 __all__ = ['retrain_snapshots']

@@ -13,7 +13,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ...wiring import Wiring
+from ..wiring import Wiring
 from .damage import mean_and_range, required
 from .layers import UNIT, Layout, draw_layers, layers, set_weights, width_of
 from .style import LOOKS, finite_vector, limit_of, number, styled

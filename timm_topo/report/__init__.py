@@ -1,0 +1,1 @@
+"""HTML pages about networks: no script, no external resource."""
