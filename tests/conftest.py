@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from timm_topo.connectivity import build_connectivity
 from timm_topo.executors import chunked
+from timm_topo.cli import COMMANDS, main
 from timm_topo.nodes import NODES
 from timm_topo.stages import Executor, GraphStage, use
 from timm_topo.wiring import Wiring
@@ -157,12 +158,17 @@ def one_image_at_a_time(monkeypatch):
 
 @pytest.fixture
 def tool(monkeypatch, capsys):
-    """Function that runs a tool in this process: exit status, standard output and error."""
+    """Function that runs a tool, or a command of ``topo``, in this process.
+
+    Returns exit status, standard output and error.
+    """
 
     def tool(name: str, *args) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, 'argv', [f'tools/{name}.py', *map(str, args)])
         status = 0
         try:
+            if name in COMMANDS and name != 'train':
+                sys.exit(main([name, *map(str, args)]))
             runpy.run_path(str(ROOT / 'tools' / f'{name}.py'), run_name='__main__')
         except SystemExit as stop:  # as the interpreter does it
             status = stop.code or 0

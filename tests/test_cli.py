@@ -300,7 +300,7 @@ def test_wrong_usage_is_2(topo, args, match):
 
 
 def test_options_may_stand_anywhere(net, told, tmp_path):
-    expected = told('plot', net, 'adjacency', '-o', tmp_path / 'a.svg')
+    expected = told('plot', 'adjacency', net, '-o', tmp_path / 'a.svg')
     for args in ((net, '-o', tmp_path / 'a.svg', 'adjacency'), ('-o', tmp_path / 'a.svg', net,
                  '--stage', 'stages.0', '--relative', 'adjacency')):  # fmt: skip
         assert told('plot', *args) == expected
@@ -375,7 +375,7 @@ def test_inspect_says_what_a_network_is(net, told, validation, on):
     result = told('inspect', net, *on, '--edges', '--characteristics')
     stages = result.pop('stages')
     assert result == {
-        'checkpoint': str(net),
+        'network': str(net),
         'architecture': 'test_toponet',
         'input_size': [3, 16, 16],
         'num_classes': 3,
@@ -591,9 +591,9 @@ MAGIC = {'.svg': b'<?xml', '.png': b'\x89PNG', '.pdf': b'%PDF', '.gif': b'GIF8'}
 @pytest.mark.parametrize('kind', ['graph', 'adjacency'])
 def test_plot_writes_the_file_it_is_asked_for(net, topo, told, tmp_path, kind, suffix):
     path = tmp_path / 'new' / f'a{suffix}'
-    assert topo('plot', net, kind, '-o', path) == (0, f'written: {path}\n', '')
+    assert topo('plot', kind, net, '-o', path) == (0, f'written: {path}\n', '')
     assert path.read_bytes().startswith(MAGIC[suffix])
-    assert told('plot', net, kind, '-o', path) == {'file': str(path)}
+    assert told('plot', kind, net, '-o', path) == {'written': [str(path)]}
     assert os.listdir(path.parent) == [path.name]
 
 
@@ -611,7 +611,7 @@ def test_plot_draws_the_weights_of_the_stages_it_is_asked_for(
     monkeypatch.setattr(module, '_draw', spy)
     for args in ((), ('--stage', 'stages.1'), ('--relative',)):
         path = tmp_path / f'{len(seen)}.svg'
-        assert topo('plot', net, kind, '-o', path, *args)[0] == 0
+        assert topo('plot', kind, net, '-o', path, *args)[0] == 0
         assert path.read_text().startswith('<?xml')
     (_, both), (_, (second,)), (_, relative) = seen
     assert [panel.title for panel in both] == ['stages.0', 'stages.1']
@@ -627,7 +627,7 @@ def test_plot_draws_the_weights_of_the_stages_it_is_asked_for(
 
 
 def test_plot_of_routed_networks_needs_images(networks, topo, on, tmp_path):
-    args = ('plot', networks['routed'], '-o', tmp_path / 'a.svg')
+    args = ('plot', 'graph', networks['routed'], '-o', tmp_path / 'a.svg')
     assert_one_error(topo(*args), 'depend on the image: give --dataset')
     assert os.listdir(tmp_path) == []
     assert topo(*args, *on)[0] == 0
@@ -637,7 +637,7 @@ def test_plot_of_routed_networks_needs_images(networks, topo, on, tmp_path):
 def test_plot_of_a_run(finished, topo, tmp_path, kind):
     path = tmp_path / ('a.gif' if kind == 'animation' else 'a.svg')
     stage = () if kind == 'training' else ('--stage', 'stages.1')
-    assert topo('plot', finished, kind, '-o', path, *stage) == (0, f'written: {path}\n', '')
+    assert topo('plot', kind, finished, '-o', path, *stage) == (0, f'written: {path}\n', '')
     assert path.read_bytes().startswith(MAGIC[path.suffix])
 
 
@@ -652,19 +652,19 @@ def test_plot_of_a_run(finished, topo, tmp_path, kind):
     ],
 )
 def test_plot_refuses_what_it_cannot_draw(finished, topo, tmp_path, kind, name, args, match):
-    assert_one_error(topo('plot', finished, kind, '-o', tmp_path / name, *args), match)
+    assert_one_error(topo('plot', kind, finished, '-o', tmp_path / name, *args), match)
     assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize('kind', OF_RUNS)
 def test_what_is_of_runs_needs_one(net, topo, tmp_path, kind):
     path = tmp_path / ('a.gif' if kind == 'animation' else 'a.svg')
-    assert_one_error(topo('plot', net, kind, '-o', path), f'{kind} is of the folder of a run, not')
+    assert_one_error(topo('plot', kind, net, '-o', path), f'{kind} is of the folder of a run, not')
     assert os.listdir(tmp_path) == []
 
 
 def test_a_kind_of_plot_that_does_not_exist_is_wrong_usage(net, topo, tmp_path):
-    result = topo('plot', net, 'grph', '-o', tmp_path / 'a.svg')
+    result = topo('plot', 'grph', net, '-o', tmp_path / 'a.svg')
     assert_usage(result, "argument kind: invalid choice: 'grph'")
 
 
@@ -675,7 +675,7 @@ DAMAGED = ('--fractions', 0.2, 0.6, '--order', 'weakest', 'random', '--seeds', 1
 
 def test_damage_measures_and_writes(net, told, topo, on, validation, tmp_path):
     result = told('damage', net, '-o', tmp_path / 'out', *DAMAGED, *on)
-    assert result['checkpoint'] == str(net)
+    assert result['network'] == str(net)
     assert result['top1'] == accuracy(tiny(), validation)
     assert result['edges'] == read_numbers(tmp_path / 'out' / 'edges.csv')
     assert result['nodes'] == read_numbers(tmp_path / 'out' / 'nodes.csv')
@@ -798,7 +798,7 @@ def test_compare_puts_networks_side_by_side(net, smaller, told, topo, on, valida
     for row, (label, folder) in zip(result['networks'], (('full', net), ('small', smaller))):
         model = restore(folder)
         edges = edges_of(model)
-        assert (row['network'], row['checkpoint']) == (label, str(folder))
+        assert (row['label'], row['network']) == (label, str(folder))
         assert row['top1'] == accuracy(model, validation)
         assert row['parameters'] == parameters(model)
         assert row['mflops'] == count_flops(model).total / 1e6
@@ -1469,7 +1469,7 @@ def test_checkpoints_of_our_runs_tell_their_network(finished, told, on, validati
 def test_the_folder_of_a_run_is_its_saved_network(finished, told, on):
     assert_same(restore(finished), restore(finished / 'model').state_dict())
     one, other = (told('inspect', finished / name, *on) for name in ('', 'model'))
-    assert one.pop('checkpoint') != other.pop('checkpoint')
+    assert one.pop('network') != other.pop('network')
     assert one == other
 
 

@@ -1,7 +1,6 @@
 """Graph characteristics against brute force, networkx, scipy and the values of the paper."""
 
 import math
-import sys
 from fractions import Fraction
 
 import networkx as nx
@@ -269,12 +268,6 @@ def test_embedding_keeps_the_distances_that_a_plane_can_keep():
             assert np.linalg.norm(points[a] - points[b]) == pytest.approx(expected)
 
 
-def test_umap_is_asked_for_by_name_and_may_be_missing(monkeypatch):
-    monkeypatch.setitem(sys.modules, 'umap', None)
-    with pytest.raises(ImportError, match='umap-learn'):
-        metrics.embed(some_rows(), 'umap')
-
-
 # -- bad input ------------------------------------------------------------------------------------
 
 
@@ -320,10 +313,3 @@ def test_nodes_must_exist(name):
 def test_rows_that_cannot_be_compared(rows, options, told):
     with pytest.raises(ValueError, match=told):
         metrics.similarity(rows, **options)
-
-
-def test_methods_of_embedding():
-    with pytest.raises(ValueError, match="'pca' or 'umap', got 'tsne'"):
-        metrics.embed(some_rows(), 'tsne')
-    with pytest.raises(ValueError, match='at least 4 networks, got 3'):
-        metrics.embed(some_rows(3), 'umap')

@@ -1,9 +1,9 @@
 """The registered models: size, function, options, export, and what timm expects of them.
 
-``golden/complexity.json`` holds, per model: the default input, parameters, convolution MFLOPs (1
-FLOP = 1 multiply-add, as the papers count) and edges per stage, beside the paper's figures; and for
-some the GFLOPs of the backbone in DG-Net's COCO table, 2 per multiply-add at 800x1333. A
-change of a model on purpose changes it too; print its new entry with
+``timm_topo/models/counts.json`` holds, per model: the default input, parameters, convolution
+MFLOPs (1 FLOP = 1 multiply-add, as the papers count) and edges per stage, beside the paper's
+figures; and for some the GFLOPs of the backbone in DG-Net's COCO table, 2 per multiply-add at
+800x1333. A change of a model on purpose changes it too; print its new entry with
 
     python -c "import sys; sys.path.insert(0, 'tests'); import test_models as t; \
         print(t.json.dumps(t.complexity('toponet_adaptive')))"
@@ -33,7 +33,7 @@ from timm_topo.models.toponet import checkpoint_filter_fn
 from timm_topo.stages import Stage, graph_stages
 from timm_topo.wiring import Wiring
 
-GOLDEN = json.loads((Path(__file__).parent / 'golden' / 'complexity.json').read_text())
+GOLDEN = json.loads((Path(timm_topo.models.__path__[0]) / 'counts.json').read_text())
 MODELS = timm.list_models(
     module=[
         'toponet',

@@ -22,7 +22,7 @@ from torch.utils.data import Dataset, IterableDataset
 from .extras import needs
 from .variants import VARIANTS, make_variant
 
-__all__ = ['ALIASES', 'ArrayDataset', 'Portion', 'class_names', 'load_dataset']
+__all__ = ['ALIASES', 'ArrayDataset', 'Portion', 'class_names', 'examples', 'load_dataset']
 
 #: The data sets of Janik & Nowak, section 4, by torchvision's files.
 ALIASES = {
@@ -288,3 +288,16 @@ def _folder(root: Path, split: str, mode: str, options: dict) -> Dataset:
         return create_dataset('', root=str(root), split=split, input_img_mode=mode, **options)
     except RuntimeError as error:
         raise ValueError(f'no images in {root} for split {split!r}: {error}') from None
+
+
+def examples(dataset: Dataset, count: int) -> list[np.ndarray | None]:
+    """An image ``(H, W, 3)`` of each of the first ``count`` classes; None where 5,000 have none."""
+    found = {}
+    order = np.random.default_rng(0).permutation(len(dataset))
+    for index in order[:5000].tolist():
+        image, label = dataset[index]
+        if label < count and label not in found:
+            found[label] = np.asarray(image.convert('RGB'))
+        if len(found) == count:
+            break
+    return [found.get(label) for label in range(count)]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .checkpoint import describe
 from .executors import record_adjacency
 from .sparsity import check_sparsity, sparsity_loss
-from .stages import graph_stages
+from .stages import is_routed
 
 __all__ = ['TopoTask']
 
@@ -38,9 +38,7 @@ class TopoTask(ClassificationTask):
         super().__init__(model, *args, **kwargs)
         self.sparsity = check_sparsity(getattr(model, 'sparsity', 'none'))
         self.sparsity_weight = float(getattr(model, 'sparsity_weight', 0.0))
-        self.routed = self.sparsity != 'none' and any(
-            stage.needs_context for stage in graph_stages(model).values()
-        )
+        self.routed = self.sparsity != 'none' and is_routed(model)
         if self.verbose:
             _logger.info(f'TopoTask: sparsity={self.sparsity}, weight={self.sparsity_weight:g}')
 

@@ -258,18 +258,6 @@ class Wiring:
             raise ValueError(f'not a wiring in JSON ({error}): {text[:40]!r}') from None
         return cls.from_dict(data)
 
-    def to_graphml(self, path: str | Path) -> None:
-        """Write GraphML, readable by networkx, yEd, Gephi and others."""
-        nx.write_graphml(self.to_networkx(), str(path))
-
-    @classmethod
-    def from_graphml(cls, path: str | Path) -> Wiring:
-        """Read GraphML. Integer node labels keep their order, as in :meth:`from_networkx`."""
-        graph = nx.read_graphml(str(path))
-        if all(node.isdecimal() and str(int(node)) == node for node in graph):
-            graph = nx.relabel_nodes(graph, int)
-        return cls.from_networkx(graph)
-
 
 def _edge(edge: tuple[int, int]) -> tuple[int, int]:
     try:

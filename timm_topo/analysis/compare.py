@@ -116,24 +116,24 @@ def measure(
     """Score and cost of each network, times measured in turn.
 
     Args:
-        networks: Models with graph stages, by label; the first is the unit of the time ratio.
+        networks: Models by label; the first is the unit of the time ratio.
         input_size: ``(C, H, W)``.
         score: Accuracy of a model, say.
         batch_size: Images per forward pass when time is measured.
         repeats: Rounds.
 
     Returns:
-        By label ``score``, ``edges``, ``nodes``, ``parameters``, ``mflops`` (multiply-adds per
-        image in millions), ``ms`` (median per pass) and ``ratio``.
+        By label ``score``, ``edges`` and ``nodes`` (None of plain networks), ``parameters``,
+        ``mflops`` (multiply-adds per image in millions), ``ms`` (median per pass) and ``ratio``.
     """
     times = latency(networks, input_size, batch_size, repeats)
     rows = {}
     for label, model in networks.items():
-        wirings = [stage.wiring for stage in graph_stages(model).values()]
+        wirings = [stage.wiring for stage in graph_stages(model, required=False).values()]
         rows[label] = {
             'score': score(model),
-            'edges': sum(wiring.num_edges for wiring in wirings),
-            'nodes': sum(wiring.num_nodes for wiring in wirings),
+            'edges': sum(wiring.num_edges for wiring in wirings) if wirings else None,
+            'nodes': sum(wiring.num_nodes for wiring in wirings) if wirings else None,
             'parameters': count_parameters(model),
             'mflops': count_flops(model, input_size).total / 1e6,
             'ms': times[label].median,

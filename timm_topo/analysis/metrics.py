@@ -325,34 +325,20 @@ def similarity(
     return rbf_kernel(_standardised(rows, features))
 
 
-def embed(
-    rows: Sequence[Mapping[str, float]],
-    method: str = 'pca',
-    features: Sequence[str] | None = None,
-    seed: int = 0,
-) -> np.ndarray:
+def embed(rows: Sequence[Mapping[str, float]], features: Sequence[str] | None = None) -> np.ndarray:
     """Networks as points in the plane, ``(n, 2)``, similar ones near each other (Fig. 6).
+
+    The first two principal components; the paper shows UMAP.
 
     Args:
         rows: As for :func:`similarity`.
-        method: ``'pca'``, or ``'umap'`` as in the paper, which needs umap-learn and at least 4
-            networks.
         features: Which of them count.
-        seed: Of UMAP.
 
     Raises:
-        ImportError: scikit-learn, or umap-learn where it is asked for, is missing.
-        ValueError: Another method, too few networks, or as for :func:`similarity`.
+        ImportError: scikit-learn is missing.
+        ValueError: As for :func:`similarity`.
     """
     points = _standardised(rows, features)
-    if method == 'pca':
-        with needs('timm-topo[analysis]'):
-            from sklearn.decomposition import PCA
-        return PCA(2).fit_transform(points)
-    if method != 'umap':
-        raise ValueError(f"method must be 'pca' or 'umap', got {method!r}")
-    if len(points) < 4:
-        raise ValueError(f'UMAP needs at least 4 networks, got {len(points)}')
-    with needs('umap-learn, or use pca'):
-        from umap import UMAP
-    return UMAP(n_neighbors=min(15, len(points) - 1), random_state=seed).fit_transform(points)
+    with needs('timm-topo[analysis]'):
+        from sklearn.decomposition import PCA
+    return PCA(2).fit_transform(points)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..connectivity.fixed import FixedConnectivity
 from ..connectivity.masked import MaskedEdges
 from ..executors import adjacency, evaluation_mode, record_runs
-from ..stages import Stage, TakesOffsets, graph_stages, select_edges, shrink
+from ..stages import Stage, TakesOffsets, graph_stages, is_routed, select_edges, shrink
 from ..wiring import Wiring
 from .cost import fvcore_nn, input_size_of
 
@@ -140,7 +140,7 @@ def edge_weights(model: nn.Module, images: Tensor | None = None) -> dict[str, Te
         ValueError: Weights depend on the image and there are none.
     """
     stages = graph_stages(model)
-    routed = any(stage.needs_context for stage in stages.values())
+    routed = is_routed(model)
     if routed and images is None:
         raise ValueError('edge weights depend on the image: give images to average them over')
     buffers = adjacency(model, images) if routed else {}
@@ -325,7 +325,7 @@ def _cutoff(
     model: nn.Module, keep: dict[str, Tensor], relative: bool, images: Tensor | None
 ) -> float | None:
     """The largest magnitude that goes, if any does and magnitudes are known."""
-    if images is None and any(stage.needs_context for stage in graph_stages(model).values()):
+    if images is None and is_routed(model):
         return None
     gone = [m[~keep[name]] for name, m in _magnitudes(model, relative, images).items()]
     return max((g.max().item() for g in gone if len(g)), default=None)

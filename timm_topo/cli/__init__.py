@@ -8,28 +8,36 @@ import math
 import os
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 
 __all__ = ['COMMANDS', 'main']
 
 #: Name of a command, which is that of its module, and what it does.
 COMMANDS = {
-    'inspect': 'what a checkpoint is: stages, edges, weights, costs, accuracy',
-    'plot': 'draw graphs, adjacency, weights, degrees or the course of training',
-    'prune': 'remove weak edges and what dies with them',
-    'damage': 'accuracy over removed nodes and edges',
+    'train': 'train a network (tools/train.py, also by torchrun)',
     'retrain': 'train a wiring again, from scratch or on, edge weights frozen or not',
-    'compare': 'several networks side by side',
+    'evaluate': 'loss and accuracy on a data set',
+    'inspect': 'what a network is: stages, edges, weights, costs, accuracy',
+    'prune': 'remove weak edges and what dies with them',
+    'sweep': 'accuracy and size for thresholds on edge weights',
+    'damage': 'accuracy over removed nodes and edges',
+    'compare': 'several networks side by side, plain ones too',
+    'routing': 'how images choose their edges',
+    'plot': 'draw graphs, weights, training, data sets, likeness of networks',
     'report': 'one HTML page about a network',
     'export': 'ONNX, or the graph as GraphML',
+    'study': 'how networks adapt to data sets, from training to figures',
+    'models': 'the networks of this package, and what the papers print',
 }
 _EXAMPLES = """
 examples:
+  topo train -c configs/classification/toponet_tiny_digits.yaml
   topo inspect output/RUN --dataset digits
   topo prune output/RUN --fraction 0.5 -o pruned --dataset digits --recalibrate 10
-  topo compare output/RUN pruned --dataset digits
+  topo compare output/RUN pruned resnet18 --dataset digits
   topo report pruned -o report.html --dataset digits
 
-A CHECKPOINT is a saved network, the folder of a run, or a file of weights of timm's training.
+A NETWORK is a saved network, the folder of a run, a file of weights, or a name that timm knows.
 Every command takes --help, and --json for one JSON object on standard output.
 Exit status: 0 done, 1 bad input or failure, 2 wrong usage, 130 interrupted.
 """
@@ -49,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     listed = '\n'.join(f'  {name:9} {text}' for name, text in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog='topo',
-        usage='%(prog)s COMMAND CHECKPOINT... [options]',
+        usage='%(prog)s COMMAND [NETWORK...] [options]',
         description='See and operate on networks whose connectivity is learned.\n\n'
         f'commands:\n{listed}',
         epilog=_EXAMPLES,
@@ -58,30 +66,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument('command', choices=COMMANDS, metavar='COMMAND', help=argparse.SUPPRESS)
     rest = parser.add_argument('rest', nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     rest.required = False  # nobody shall read its name
-    chosen = parser.parse_args(argv)
+    given = sys.argv[1:] if argv is None else list(argv)
+    chosen = parser.parse_args(given or ['--help'])
     command = importlib.import_module(f'.{chosen.command}', __package__)
-    own, training = _split(chosen.rest)
-    parser = argparse.ArgumentParser(
-        prog=f'topo {chosen.command}',
-        description=command.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    command.add_options(parser)
-    parser.add_argument('--json', action='store_true', help='print one JSON object, no text')
-    args = parser.parse_intermixed_args(own)
-    args.training = training
-    if training is not None and not getattr(command, 'TRAINS', False):
-        parser.error(f'nothing may follow --, got {" ".join(training)}')
-    if getattr(args, 'data_dir', None) and args.dataset is None:
-        args.dataset = ''  # a folder of class folders, as for training
-    if hasattr(command, 'check'):
-        command.check(parser, args)
+    as_json, args = _parse(command, chosen.command, chosen.rest)
     try:
-        quiet = contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext()
+        quiet = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
         with quiet:
             result = command.run(args)
-        told = json.dumps(_plain(result), allow_nan=False) if args.json else command.text(result)
-        print(told, flush=True)
+        told = json.dumps(_plain(result), allow_nan=False) if as_json else _text(command, result)
+        if told:
+            print(told, flush=True)
     except KeyboardInterrupt:
         hint = getattr(command, 'RESUMES', '')
         print(f'\ninterrupted{hint}', file=sys.stderr)
@@ -93,6 +88,37 @@ def main(argv: Sequence[str] | None = None) -> int:
         print('error:', *str(error).split(), file=sys.stderr)
         return 1
     return 0
+
+
+def _parse(command: ModuleType, name: str, argv: list[str]) -> tuple[bool, argparse.Namespace]:
+    """Whether JSON is asked for, and the arguments of a command."""
+    if hasattr(command, 'parse'):  # it reads its options itself
+        return '--json' in argv, command.parse([one for one in argv if one != '--json'])
+    own, training = _split(argv)
+    parser = argparse.ArgumentParser(
+        prog=f'topo {name}',
+        description=command.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_options(parser)
+    parser.add_argument('--json', action='store_true', help='print one JSON object, no text')
+    args = parser.parse_intermixed_args(own)
+    args.training = training
+    if training is not None and not getattr(command, 'TRAINS', False):
+        parser.error(f'nothing may follow --, got {" ".join(training)}')
+    if getattr(args, 'data_dir', None) and args.dataset is None:
+        args.dataset = ''  # a folder of class folders, as for training
+    if getattr(args, 'needs_data', False) and args.dataset is None:
+        parser.error('give data: --dataset NAME or --data-dir DIR')
+    if hasattr(command, 'check'):
+        command.check(parser, args)
+    return args.json, args
+
+
+def _text(command: ModuleType, result: dict) -> str:
+    told = command.text(result) or ''
+    written = ', '.join(map(str, result.get('written', ())))
+    return '\n'.join([*([told] if told else []), *([f'written: {written}'] if written else [])])
 
 
 def _split(argv: Sequence[str]) -> tuple[list[str], list[str] | None]:

@@ -1,69 +1,69 @@
 """Several networks side by side: accuracy, edges, parameters, time, characteristics.
 
 Times are measured in turn, round by round, and are to the first network's. Networks may have
-different classes of nodes, but the same input.
+different classes of nodes, but the same input; plain networks of timm have no graphs. Networks
+with the same label are one column, mean and standard deviation. Characteristics are those of Janik
+& Nowak's Tables 1 and 2.
 
 examples:
-  topo compare output/RUN pruned --dataset digits
+  topo compare output/RUN pruned resnet18 --dataset digits
   topo compare full=output/RUN half=pruned --dataset digits --csv compare.csv
+  topo compare easy=runs/0 easy=runs/1 hard=runs/2
 """
 
 import argparse
 
-import torch
-
 from ..analysis.compare import measure
 from ..analysis.cost import input_size_of
 from ..analysis.metrics import stage_characteristics
-from ..analysis.tables import mean_and_spread, text_table, write_csv
+from ..analysis.tables import group, mean_and_spread, text_table
 from ..stages import graph_stages
 from ..training.evaluate import accuracy
-from ..training.options import labelled, positive
-from .common import add_data, add_network, data_of, network
+from .common import (
+    add_data,
+    add_networks,
+    add_table,
+    add_time,
+    data_of,
+    network,
+    set_threads,
+    write_table,
+)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('checkpoints', nargs='+', type=labelled, metavar='[LABEL=]CHECKPOINT')
-    add_network(parser, several=True)
-    parser.add_argument('--csv', metavar='FILE', help='a row per network')
-    parser.add_argument(
-        '--batch-size', type=positive, default=8, help='of the measured time (default: %(default)s)'
-    )
-    parser.add_argument('--repeats', type=positive, default=20, help='rounds')
-    parser.add_argument('--threads', type=positive, help="default: PyTorch's")
+    add_networks(parser)
+    add_table(parser, 'a row per network')
+    add_time(parser)
     add_data(parser)
 
 
 def run(args: argparse.Namespace) -> dict:
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    labels = [label for label, _ in args.checkpoints]
-    if len(set(labels)) < len(labels):
-        raise ValueError(f'a label is given twice: {", ".join(labels)}')
-    models = {label: network(args, path) for label, path in args.checkpoints}
-    sizes = {label: input_size_of(model) for label, model in models.items()}
-    if len(set(sizes.values())) > 1:
-        raise ValueError(f'networks have different inputs, so times do not compare: {sizes}')
-    scores = {
-        label: None if args.dataset is None else accuracy(model, data_of(args, model))
-        for label, model in models.items()
-    }
+    set_threads(args)
+    models = [network(args, path, graph=False) for _, path in args.networks]
+    sizes = [input_size_of(model) for model in models]
+    if len(set(sizes)) > 1:
+        told = {path: size for (_, path), size in zip(args.networks, sizes)}
+        raise ValueError(f'networks have different inputs, so times do not compare: {told}')
+    scores = [
+        None if args.dataset is None else accuracy(model, data_of(args, model)) for model in models
+    ]
     measured = measure(
-        models, next(iter(sizes.values())), lambda model: 0.0, args.batch_size, args.repeats
+        dict(enumerate(models)), sizes[0], lambda model: 0.0, args.batch_size, args.repeats
     )
     rows = []
-    for label, path in args.checkpoints:
-        row = {'network': label, 'checkpoint': path, 'top1': scores[label]}
-        row |= {name: value for name, value in measured[label].items() if name != 'score'}
-        graphs = [stage_characteristics(stage) for stage in graph_stages(models[label]).values()]
+    for i, (label, path) in enumerate(args.networks):
+        row = {'label': label, 'network': path, 'top1': scores[i]}
+        row |= {name: value for name, value in measured[i].items() if name != 'score'}
+        stages = graph_stages(models[i], required=False)
+        graphs = [stage_characteristics(stage) for stage in stages.values()]
         row['graphs'] = {
             name: [graph[name] for graph in graphs if name in graph]
             for name in dict.fromkeys(name for graph in graphs for name in graph)
         }
         rows.append(row)
-    if args.csv:
-        write_csv(args.csv, [_flat(row) for row in rows])
-    return {'networks': rows, 'batch_size': args.batch_size, 'csv': args.csv}
+    written = write_table(args, [_flat(row) for row in rows])
+    return {'networks': rows, 'batch_size': args.batch_size, 'written': written}
 
 
 def _flat(row: dict) -> dict:
@@ -74,22 +74,31 @@ def _flat(row: dict) -> dict:
 
 
 def text(result: dict) -> str:
-    networks = result['networks']
+    columns = group(result['networks'], 'label')
     wanted = (
-        ('top1', 'top-1 (%)', '.2f'), ('edges', 'edges', 'd'), ('nodes', 'nodes', 'd'),
-        ('parameters', 'parameters', ',d'), ('mflops', 'M multiply-adds', '.2f'),
-        ('ms', f'ms for {result["batch_size"]} images', '.2f'), ('ratio', 'ratio', '.2f'),
+        ('top1', 'top-1 (%)', 2), ('edges', 'edges', 0), ('nodes', 'nodes', 0),
+        ('parameters', 'parameters', 0), ('mflops', 'M multiply-adds', 2),
+        ('ms', f'ms for {result["batch_size"]} images', 2), ('ratio', 'ratio', 2),
     )  # fmt: skip
     lines = [
-        [name, *('-' if row[key] is None else format(row[key], kind) for row in networks)]
-        for key, name, kind in wanted
+        [name, *(_cell([row[key] for row in rows], digits) for rows in columns.values())]
+        for key, name, digits in wanted
     ]
-    names = dict.fromkeys(name for row in networks for name in row['graphs'])
-    lines += [
-        [name, *(mean_and_spread(row['graphs'][name], 3) if row['graphs'].get(name) else '-'
-                 for row in networks)]
-        for name in names if name not in ('edges', 'nodes')
-    ]  # fmt: skip
-    shown = text_table(['', *(row['network'] for row in networks)], lines)
+    names = dict.fromkeys(name for row in result['networks'] for name in row['graphs'])
+    for name in names:
+        if name not in ('edges', 'nodes'):
+            of = [[v for row in rows for v in row['graphs'].get(name, ())]
+                  for rows in columns.values()]  # fmt: skip
+            lines.append([name, *(_cell(values, 3) for values in of)])
+    shown = text_table(['', *columns], lines)
     note = 'Characteristics are means over the graphs of a network and their standard deviations.'
-    return '\n'.join([shown, note, *([f'written: {result["csv"]}'] if result['csv'] else [])])
+    return f'{shown}\n{note}' if names else shown
+
+
+def _cell(values: list, digits: int) -> str:
+    """Mean and spread; of one whole number itself."""
+    if not values or None in values:
+        return '-'
+    if len(values) == 1 and isinstance(values[0], int):
+        return f'{values[0]:,}'
+    return mean_and_spread(values, digits or 1)

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from ..analysis.damage import FRACTIONS
 from ..analysis.prune import ORDERS
+from ..stages import is_routed
 from ..training.options import parse_args, positive
-from .common import add_data, add_network, data_of, described, network, routed, table, training_data
+from .common import add_data, add_network, data_of, described, network, table, training_data
 
 TRAINS = True
 RESUMES = '; the same command goes on where it was'
@@ -67,7 +68,7 @@ def run(args: argparse.Namespace) -> dict:
             ]
         )
         options.from_saved_weights = 'finetune-frozen' if args.retrain == 'finetune' else 'frozen'
-    adapts = args.recalibrate or routed(model)
+    adapts = args.recalibrate or is_routed(model)
     damage = Damage(
         model=model,
         output=args.output,
@@ -82,7 +83,7 @@ def run(args: argparse.Namespace) -> dict:
         retrain=options,
         batch_size=args.batch_size,
     )
-    return {'checkpoint': args.checkpoint, 'output': args.output, **damage.run()}
+    return {'network': args.network, 'output': args.output, **damage.run()}
 
 
 def text(result: dict) -> str:

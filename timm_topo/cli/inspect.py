@@ -14,9 +14,9 @@ from ..analysis.cost import count_flops, count_parameters, input_size_of
 from ..analysis.metrics import characteristics
 from ..analysis.prune import edge_weights
 from ..connectivity import connectivity_name
-from ..stages import Stage, graph_stages
+from ..stages import Stage, graph_stages, is_routed
 from ..training.evaluate import accuracy
-from .common import add_data, add_network, data_of, images_of, network, routed, table
+from .common import add_data, add_network, data_of, images_of, network, table
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -31,12 +31,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict:
     model = network(args)
-    known = not routed(model) or args.dataset is not None
+    known = not is_routed(model) or args.dataset is not None
     weights = edge_weights(model, images_of(args, model)) if known else {}
     flops = count_flops(model)
     data = data_of(args, model)
     return {
-        'checkpoint': args.checkpoint,
+        'network': args.network,
         'architecture': model.pretrained_cfg['architecture'],
         'input_size': list(input_size_of(model)),
         'num_classes': model.num_classes,
@@ -93,7 +93,7 @@ def text(result: dict) -> str:
     size = 'x'.join(map(str, result['input_size']))
     total = sum(result['multiply_adds'].values())
     lines = [
-        f'{result["checkpoint"]}: {result["architecture"]}, input {size}, '
+        f'{result["network"]}: {result["architecture"]}, input {size}, '
         f'{result["num_classes"]} classes',
         f'{result["parameters"]:,} parameters, {total / 1e6:,.2f} M multiply-adds '
         f'({result["multiply_adds"]["edges"] / 1e6:,.2f} M of them for edges)',

@@ -20,7 +20,16 @@ from ..analysis.prune import ORDERS, edge_mask, prune, recalibrate
 from ..stages import graph_stages
 from ..training.evaluate import accuracy, image_batches
 from ..training.options import positive
-from .common import add_data, add_network, data_of, images_of, network, training_data
+from .common import (
+    add_data,
+    add_network,
+    add_time,
+    data_of,
+    images_of,
+    network,
+    set_threads,
+    training_data,
+)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -46,9 +55,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         '--recalibrate', type=positive, metavar='N',
         help='estimate batch-norm statistics anew on N batches of 128 training images',
     )  # fmt: skip
-    parser.add_argument(
-        '--batch-size', type=positive, default=8, help='of the measured time (default: %(default)s)'
-    )
+    add_time(parser, repeats=40)
     add_data(parser)
 
 
@@ -60,6 +67,7 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> dict:
+    set_threads(args)
     model = network(args)
     data = data_of(args, model)
     images = images_of(args, model)
@@ -71,7 +79,7 @@ def run(args: argparse.Namespace) -> dict:
         batches = image_batches(pruned, training_data(args, pruned), args.recalibrate)
         recalibrate(pruned, batches)
     both = {'before': model, 'after': pruned}
-    times = latency(both, input_size_of(model), args.batch_size)
+    times = latency(both, input_size_of(model), args.batch_size, args.repeats)
     rows = {}
     for label, one in both.items():
         rows[label] = {

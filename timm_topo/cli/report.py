@@ -21,9 +21,19 @@ from ..analysis.history import read_edge_weights
 from ..analysis.routing import routing
 from ..analysis.tables import read_csv
 from ..data import class_names
+from ..stages import is_routed
 from ..training.evaluate import accuracy, eval_loader, image_batches, sample
-from ..training.options import positive
-from .common import add_data, add_network, data_of, described, network, routed, training_data
+from .common import (
+    add_data,
+    add_network,
+    add_time,
+    data_of,
+    described,
+    folder_of,
+    network,
+    set_threads,
+    training_data,
+)
 
 RESUMES = '; the same command goes on where damage was'
 _ROUTED = 1024  # images whose ways are followed
@@ -32,16 +42,11 @@ _ROUTED = 1024  # images whose ways are followed
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_network(parser)
     parser.add_argument('-o', '--output', type=Path, required=True, metavar='FILE')
-    parser.add_argument('--title', help='default: name of the checkpoint')
+    parser.add_argument('--title', help='default: name of the network')
     parser.add_argument(
         '--damage', type=Path, metavar='FOLDER', help='of topo damage; measured if it is not there'
     )
-    parser.add_argument(
-        '--batch-size', type=positive, nargs='+', default=[1, 8],
-        help='of the measured time (default: 1 8)',
-    )  # fmt: skip
-    parser.add_argument('--repeats', type=positive, default=20, help='rounds')
-    parser.add_argument('--threads', type=positive, help="default: PyTorch's")
+    add_time(parser, several=True)
     add_data(parser)
 
 
@@ -55,8 +60,7 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> dict:
     from ..report.network import Findings, network_page
 
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    set_threads(args)
     model = network(args)
     threads = torch.get_num_threads()
     found = Findings(
@@ -68,15 +72,14 @@ def run(args: argparse.Namespace) -> dict:
     )
     if args.dataset is not None:
         _measure(found, model, args)
-    folder = Path(args.checkpoint)
-    folder = folder.parent if folder.name == 'model' or folder.is_file() else folder
+    folder = folder_of(args.network)
     if (folder / 'summary.csv').is_file():
         found.training = read_csv(folder / 'summary.csv')
         with contextlib.suppress(FileNotFoundError):  # deleted, or all weights by image
             found.snapshots = read_edge_weights(folder)
-    title = args.title or Path(args.checkpoint).resolve().name
+    title = args.title or Path(args.network).resolve().name
     page = network_page(model, title, found)
-    return {'file': page.write(args.output), 'top1': found.top1}
+    return {'top1': found.top1, 'written': [page.write(args.output)]}
 
 
 def _times(model: nn.Module, args: argparse.Namespace) -> dict[int, Latency]:
@@ -91,7 +94,7 @@ def _measure(found, model: nn.Module, args: argparse.Namespace) -> None:
     data = data_of(args, model)
     found.top1, found.data = accuracy(model, data), f'{args.dataset}, {args.val_split}'
     found.classes = class_names(data)
-    if routed(model):
+    if is_routed(model):
         (found.images,) = image_batches(model, data, 1)
         found.shown = _visible(model, found.images)
         loader = sample(eval_loader(model, data), _ROUTED)
@@ -119,4 +122,4 @@ def _visible(model: nn.Module, images: Tensor) -> list[np.ndarray]:
 
 
 def text(result: dict) -> str:
-    return f'written: {result["file"]}'
+    return '' if result['top1'] is None else f'top-1 {result["top1"]:.2f}%'

@@ -56,12 +56,12 @@ def run(args: argparse.Namespace) -> dict:
         return _once(args)
     from .. import plot
 
-    defaults = Path(args.checkpoint) / 'args.yaml'
+    defaults = Path(args.network) / 'args.yaml'
     options = None
     if args.training and defaults.is_file():
         options = parse_args(args.training, defaults)
     rows = retrain_snapshots(
-        args.checkpoint, args.snapshots or None, options, args.output, args.seeds or (None,)
+        args.network, args.snapshots or None, options, args.output, args.seeds or (None,)
     )
     figure = plot.save_figure(plot.retrained(rows), args.output / 'process.svg')
     return {'rows': rows, 'figure': figure, 'output': args.output}
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> dict:
 
 def _once(args: argparse.Namespace) -> dict:
     folder = args.output.resolve()
-    source = Path(args.checkpoint)
+    source = Path(args.network)
     if (source / 'args.yaml').is_file() and not (source / 'config.json').exists():
         source = source / 'model'
     options = parse_args(args.training)

@@ -18,7 +18,7 @@ from ..analysis.prune import ORDERS, edge_mask, prune
 from ..analysis.tables import read_numbers, write_csv
 from ..checkpoint import save
 from ..report.network import damage_figures
-from ..stages import graph_stages
+from ..stages import graph_stages, is_routed
 from ..training.evaluate import eval_loader, evaluate, image_batches, in_memory
 from ..training.loop import train
 from .series import FREE, pending
@@ -122,7 +122,7 @@ class Damage:
                 'damage needs fractions, orders, seeds and images, got '
                 f'{", ".join(str(list(values)) for values in given)} and {self.images}'
             )
-        routed = any(stage.needs_context for stage in graph_stages(self.model).values())
+        routed = is_routed(self.model)
         if routed and self.trained is None:
             raise ValueError('edge weights depend on the image: damage needs training images')
         if routed and self.retrain is not None:

@@ -11,7 +11,7 @@ from ..analysis.history import read_edge_weights, read_snapshot, snapshot_name
 from ..analysis.process import set_edge_weights
 from ..analysis.tables import read_csv, write_csv
 from ..checkpoint import load, saved_config
-from ..stages import graph_stages
+from ..stages import is_routed
 from ..training.loop import train
 from ..training.options import build_parser, parse_args, read_config
 from .series import FREE, pending, plain
@@ -98,7 +98,7 @@ def _spread(numbers: Sequence[float], count: int) -> list[float]:
 def _check_network(run: Path, weights: dict[float, dict[str, Tensor]]) -> None:
     """What would stop a later training stops the first."""
     model = load(run / 'model')
-    if any(stage.needs_context for stage in graph_stages(model).values()):
+    if is_routed(model):
         raise ValueError(f'edge weights of {run} depend on the image and cannot be frozen')
     for epoch, of_epoch in weights.items():
         try:

@@ -15,7 +15,7 @@ from ..analysis.prune import edge_weights
 from ..analysis.routing import StageRouting, class_offsets, routing_metrics
 from ..connectivity import connectivity_name
 from ..executors import adjacency
-from ..stages import Stage, graph_stages
+from ..stages import Stage, graph_stages, is_routed
 from .html import Report
 
 __all__ = ['Findings', 'damage_figures', 'network_page']
@@ -71,7 +71,7 @@ def network_page(model: nn.Module, title: str, found: Findings) -> Report:
         ValueError: The model has no graph stage.
     """
     stages = graph_stages(model)
-    routed = any(stage.needs_context for stage in stages.values())
+    routed = is_routed(model)
     weights = {} if routed and found.images is None else edge_weights(model, found.images)
     page = Report(title)
     _summary(page, model, stages, found)

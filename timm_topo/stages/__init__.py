@@ -20,7 +20,7 @@ from .executor import (
 from .graph_stage import GraphStage, node_step
 from .offset import Offset, TakesOffsets, shrink
 from .select import select_edges, until_node
-from .stage import Stage, graph_stages
+from .stage import Stage, graph_stages, is_routed
 from .thresholds import InEdges
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     'executors',
     'explain',
     'graph_stages',
+    'is_routed',
     'in_use',
     'is_eager',
     'jumps',

@@ -10,7 +10,7 @@ from ..connectivity import Connectivity
 from ..wiring import Wiring
 from .executor import choose
 
-__all__ = ['Stage', 'checkpointed', 'graph_stages']
+__all__ = ['Stage', 'checkpointed', 'graph_stages', 'is_routed']
 
 
 class Stage(nn.Module):
@@ -111,13 +111,22 @@ def recomputes(stage: Stage) -> bool:
     return stage.grad_checkpointing and torch.is_grad_enabled() and not torch.jit.is_tracing()
 
 
-def graph_stages(model: nn.Module) -> dict[str, Stage]:
+def graph_stages(model: nn.Module, required: bool = True) -> dict[str, Stage]:
     """The graph stages of a model by module name.
+
+    Args:
+        model: Any module.
+        required: Whether a model without any is an error.
 
     Raises:
         ValueError: There is none.
     """
     stages = {n: module for n, module in model.named_modules() if isinstance(module, Stage)}
-    if not stages:
+    if required and not stages:
         raise ValueError(f'{type(model).__name__} has no graph stage')
     return stages
+
+
+def is_routed(model: nn.Module) -> bool:
+    """Whether any edge weight of a model depends on the image."""
+    return any(stage.needs_context for stage in graph_stages(model, required=False).values())

@@ -13,9 +13,10 @@ from ..checkpoint import FORMAT, FORMAT_KEY, check_format
 __all__ = ['build_parser', 'labelled', 'parse_args', 'positive']
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
     """The parser. Options that timm's ``train.py`` has are called and mean the same here."""
     parser = argparse.ArgumentParser(
+        prog=prog,
         description='Train an image classifier whose connectivity is learned.',
         epilog='Several processes: torchrun --nproc-per-node=N tools/train.py ...',
     )
@@ -219,7 +220,9 @@ def labelled(text: str) -> tuple[str, str]:
 
 
 def parse_args(
-    argv: Sequence[str] | None = None, defaults: str | Path | None = None
+    argv: Sequence[str] | None = None,
+    defaults: str | Path | None = None,
+    prog: str | None = None,
 ) -> argparse.Namespace:
     """Defaults, overridden by the YAML file, overridden by the command line.
 
@@ -227,8 +230,9 @@ def parse_args(
         argv: Arguments; the command line's by default. Errors exit with status 2 and a message.
         defaults: Another YAML file, whose options override the defaults alone: ``args.yaml`` of a
             run, for one that differs from it in some.
+        prog: Name of the command, for its help; by default that of the program.
     """
-    parser = build_parser()
+    parser = build_parser(prog)
     config = parser.parse_known_args(argv)[0].config
     read = {}
     for path in filter(None, (defaults, config)):
