@@ -16,9 +16,9 @@ if not torch.cuda.is_available():
 from hypothesis import settings
 from torch import Tensor, nn
 
+from timm_topo.cli import COMMANDS, main
 from timm_topo.connectivity import build_connectivity
 from timm_topo.executors import chunked
-from timm_topo.cli import COMMANDS, main
 from timm_topo.nodes import NODES
 from timm_topo.stages import Executor, GraphStage, use
 from timm_topo.wiring import Wiring

@@ -242,7 +242,7 @@ def check_example(line: str, monkeypatch) -> argparse.Namespace:
     monkeypatch.setattr(module, 'text', lambda result: '')
     assert main([name, *rest]) == 0
     (args,) = seen
-    if args.training:
+    if getattr(args, 'training', None):
         parse_args(args.training)
     return args
 
@@ -256,7 +256,7 @@ def test_the_list_of_commands_explains_them(topo):
 
 def test_examples_of_the_list_are_ones_that_work(topo, monkeypatch):
     lines = examples_in(topo('--help')[1])
-    assert len(lines) == 4
+    assert len(lines) == 5
     for line in lines:
         check_example(line, monkeypatch)
 
@@ -268,7 +268,7 @@ def test_every_command_explains_itself(topo, command, monkeypatch):
     lines = examples_in(out)
     assert lines
     for line in lines:
-        assert line.startswith(f'topo {name_of(command)} ')
+        assert f'{line} '.startswith(f'topo {name_of(command)} ')
         check_example(line, monkeypatch)
 
 
@@ -289,9 +289,9 @@ def test_the_installed_command_is_this_one():
 @pytest.mark.parametrize(
     ('args', 'match'),
     [
-        ((), 'the following arguments are required: COMMAND$'),
-        (('inspct', 'net'), r"argument COMMAND: invalid choice: 'inspct' \(choose from '?inspect"),
-        (('inspect',), 'required: CHECKPOINT'),
+        (('inspct', 'net'), r"argument COMMAND: invalid choice: 'inspct' \(choose from '?train"),
+        (('inspect',), 'required: NETWORK'),
+        (('evaluate', 'net'), 'give data: --dataset NAME or --data-dir DIR'),
         (('inspect', 'net', '--edge-weights'), 'unrecognized arguments: --edge-weights'),
     ],
 )
@@ -299,22 +299,40 @@ def test_wrong_usage_is_2(topo, args, match):
     assert_usage(topo(*args), match)
 
 
+def test_no_command_shows_the_list(topo):
+    assert topo() == topo('--help')
+
+
 def test_options_may_stand_anywhere(net, told, tmp_path):
     expected = told('plot', 'adjacency', net, '-o', tmp_path / 'a.svg')
-    for args in ((net, '-o', tmp_path / 'a.svg', 'adjacency'), ('-o', tmp_path / 'a.svg', net,
-                 '--stage', 'stages.0', '--relative', 'adjacency')):  # fmt: skip
+    for args in (('-o', tmp_path / 'a.svg', 'adjacency', net),
+                 ('adjacency', '-o', tmp_path / 'a.svg', '--relative', net)):  # fmt: skip
         assert told('plot', *args) == expected
 
 
+#: What commands need beside a network.
+NEEDED = {
+    'plot': ('-o', 'x.svg'), 'prune': ('--fraction', 0.1, '-o', 'x'), 'report': ('-o', 'x.html'),
+    'export': ('x.onnx',), 'damage': ('-o', 'x', '--dataset', 'idx'), 'retrain': ('-o', 'x',
+    '--snapshots'), 'evaluate': ('--dataset', 'idx'), 'sweep': ('--dataset', 'idx'),
+    'routing': ('--dataset', 'idx'),
+}  # fmt: skip
+
+
+def needed(name: str, net) -> tuple:
+    """Arguments with which a command starts."""
+    if name == 'train':
+        return ()
+    if name == 'study':
+        return ('-o', 'x', '--data', 'a=digits')
+    return (*(('graph',) if name == 'plot' else ()), net, *NEEDED.get(name, ()))
+
+
 def test_nothing_may_stand_behind_two_dashes_where_nothing_is_trained(topo, command):
-    known = {'inspect': (), 'plot': ('-o', 'x.svg'), 'prune': ('--fraction', 0.1, '-o', 'x'),
-             'compare': (), 'report': ('-o', 'x.html'), 'export': ('x.onnx',)}  # fmt: skip
     name = name_of(command)
-    if name in known:
-        result = topo(name, 'net', *known[name], '--', '--epochs', 3)
+    if name != 'train' and not getattr(command, 'TRAINS', False):
+        result = topo(name, *needed(name, 'net'), '--', '--epochs', 3)
         assert_usage(result, 'nothing may follow --, got --epochs 3')
-    else:
-        assert command.TRAINS
 
 
 def test_ctrl_c_is_130_and_says_how_to_go_on(topo, command, monkeypatch, net):
@@ -322,15 +340,17 @@ def test_ctrl_c_is_130_and_says_how_to_go_on(topo, command, monkeypatch, net):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(command, 'run', interrupt)
-    required = {'plot': ('-o', 'x.svg'), 'prune': ('--fraction', 0.1, '-o', 'x'),
-                'report': ('-o', 'x.html'), 'export': ('x.onnx',),
-                'damage': ('-o', 'x', '--dataset', 'idx'),
-                'retrain': ('-o', 'x', '--snapshots')}.get(name_of(command), ())  # fmt: skip
-    status, out, err = topo(name_of(command), net, *required)
+    name = name_of(command)
+    status, out, err = topo(name, *needed(name, net))
     assert (status, out) == (130, '')
-    resumes = name_of(command) in ('damage', 'report', 'retrain')
-    goes_on = r'; the same command goes on where (it|damage) was' if resumes else ''
-    assert re.fullmatch(rf'\ninterrupted{goes_on}\n', err)
+    goes_on = {
+        'damage': '; the same command goes on where it was',
+        'report': '; the same command goes on where damage was',
+        'retrain': '; the same command goes on where it was',
+        'study': '; the same command goes on where it was',
+        'train': '; go on from the last whole epoch with --resume auto',
+    }
+    assert err == f'\ninterrupted{goes_on.get(name, "")}\n'
 
 
 def test_our_own_bugs_show_where_they_are(topo, monkeypatch, net):
@@ -644,9 +664,9 @@ def test_plot_of_a_run(finished, topo, tmp_path, kind):
 @pytest.mark.parametrize(
     ('kind', 'name', 'args', 'match'),
     [
-        ('graph', 'a.gif', (), r'a\.gif: graph is drawn as \.svg, \.png, \.pdf$'),
-        ('graph', 'a', (), r'graph is drawn as \.svg'),
-        ('animation', 'a.svg', (), r'a\.svg: animation is drawn as \.gif$'),
+        ('graph', 'a.gif', (), r'a\.gif is not one of \.svg, \.png, \.pdf$'),
+        ('graph', 'a', (), r'a is not one of \.svg'),
+        ('animation', 'a.svg', (), r'a\.svg is not one of \.gif$'),
         ('process', 'a.svg', (), 'a strip shows one stage: --stage, one of stages.0, stages.1'),
         ('graph', 'a.svg', ('--stage', 'stages.2'), "no stage 'stages.2'; the stages are stages.0"),
     ],
@@ -665,7 +685,7 @@ def test_what_is_of_runs_needs_one(net, topo, tmp_path, kind):
 
 def test_a_kind_of_plot_that_does_not_exist_is_wrong_usage(net, topo, tmp_path):
     result = topo('plot', 'grph', net, '-o', tmp_path / 'a.svg')
-    assert_usage(result, "argument kind: invalid choice: 'grph'")
+    assert_usage(result, "argument KIND: invalid choice: 'grph'")
 
 
 # -- damage ---------------------------------------------------------------------------------------
@@ -748,7 +768,7 @@ def test_damage_retrains_what_is_left(net, told, data, on, tmp_path):
 @pytest.mark.parametrize(
     ('args', 'match'),
     [
-        ((), 'the following arguments are required: --dataset'),
+        ((), 'give data: --dataset NAME or --data-dir DIR'),
         (('--dataset', 'idx', '--', '--epochs', 3), 'options behind -- are for --retrain'),
         (('--dataset', 'idx', '--order', 'best'), "invalid choice: 'best'"),
         (('--dataset', 'idx', '--images', 0), 'must be a whole number from 1 on'),
@@ -793,8 +813,8 @@ def test_compare_puts_networks_side_by_side(net, smaller, told, topo, on, valida
         path,
     )
     result = told('compare', *args)
-    assert (result['batch_size'], result['csv']) == (3, str(path))
-    table = {row['network']: row for row in read_csv(path)}
+    assert (result['batch_size'], result['written']) == (3, [str(path)])
+    table = {row['label']: row for row in read_csv(path)}
     for row, (label, folder) in zip(result['networks'], (('full', net), ('small', smaller))):
         model = restore(folder)
         edges = edges_of(model)
@@ -830,14 +850,29 @@ def test_compare_without_data_has_no_accuracy(net, networks, topo, told):
     assert 'written' not in out
 
 
-def test_compare_refuses_labels_twice_and_other_inputs(net, networks, topo, tmp_path):
+def test_compare_takes_plain_networks_by_name(topo, told):
+    """A graph has edges, a plain network has none."""
+    result = told('compare', 'test_resnet', 'test_byobnet', '--repeats', 1, '--batch-size', 1)
+    for row in result['networks']:
+        assert row['parameters'] == parameters(timm.create_model(row['network']))
+        assert (row['edges'], row['nodes'], row['graphs']) == (None, None, {})
+    _, out, _ = topo('compare', 'test_resnet', 'test_byobnet', '--repeats', 1)
+    assert re.search(r'^edges +- +-$', out, re.M)
+    assert 'Characteristics' not in out
+
+
+def test_compare_makes_one_column_of_a_label(net, smaller, topo):
+    status, out, _ = topo('compare', f'a={net}', f'a={smaller}', '--repeats', 1)
+    assert status == 0
+    assert re.search(r'^edges +12\.5 ± 4\.9$', out, re.M)  # 16 and 9
+
+
+def test_compare_refuses_other_inputs(net, networks, topo, tmp_path):
     path = tmp_path / 'c.csv'
-    for args in ((f'a={net}', f'a={networks["routed"]}'), (net, net)):
-        assert_one_error(topo('compare', *args, '--csv', path), 'a label is given twice: ')
     for other, size in (('grey', r'\(1, 16, 16\)'), ('whole', r'\(3, 32, 32\)')):
         result = topo('compare', net, networks[other], '--csv', path)
         assert_one_error(result, rf'networks have different inputs, .*\(3, 16, 16\).*{size}')
-    assert_usage(topo('compare'), r'required: \[LABEL=\]CHECKPOINT')
+    assert_usage(topo('compare'), r'required: \[LABEL=\]NETWORK')
     assert os.listdir(tmp_path) == []
 
 
@@ -861,7 +896,7 @@ def test_report_is_a_page_about_a_network(net, topo, told, on, validation, tmp_p
     assert f'<dd class="value">{parameters(tiny()):,}</dd>' in html
     result = told('report', net, '-o', path, '--title', 'A & B', *QUICK, *on)
     top1 = accuracy(tiny(), validation)
-    assert result == {'file': str(path), 'top1': top1}
+    assert result == {'top1': top1, 'written': [str(path)]}
     html = path.read_text(encoding='utf-8')
     assert '<h1>A &amp; B</h1>' in html
     assert f'<dd class="value">{top1:.2f}%</dd><dd class="note">idx, validation</dd>' in html
@@ -1101,6 +1136,9 @@ def test_retrain_of_snapshots_needs_a_run(net, topo, tmp_path):
 #: What follows the checkpoint; {out} is a folder.
 REST = {
     'inspect': [],
+    'evaluate': ['--dataset', 'digits'],
+    'sweep': ['--dataset', 'digits', '--csv', '{out}/a.csv'],
+    'routing': ['--dataset', 'digits', '--csv', '{out}/a.csv'],
     'plot': ['-o', '{out}/a.svg'],
     'prune': ['--fraction', '0.1', '-o', '{out}/a'],
     'damage': ['-o', '{out}/a', '--fractions', '0.1', '--no-nodes'],
@@ -1117,18 +1155,19 @@ def line_of(name: str, checkpoint: Path, out: Path, *options) -> list:
     at = rest.index('--') if '--' in rest else len(rest)
     if name == 'damage' and '--dataset' not in options:
         options = ('--dataset', 'digits', *options)
-    return [name, checkpoint, *rest[:at], *options, *rest[at:]]
+    named = ['graph', checkpoint] if name == 'plot' else [checkpoint]
+    return [name, *named, *rest[:at], *options, *rest[at:]]
 
 
-@pytest.mark.parametrize('name', COMMANDS)
+@pytest.mark.parametrize('name', REST)
 def test_every_command_names_what_is_not_there(topo, tmp_path, name):
     match = 'nothing.* is no (checkpoint: there is neither a folder nor a file|saved network: con)'
     assert_one_error(topo(*line_of(name, tmp_path / 'nothing', tmp_path)), match)
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize('name', COMMANDS)
-def test_every_command_needs_graphs(topo, networks, tmp_path, name):
+@pytest.mark.parametrize('name', sorted(REST.keys() - {'compare', 'evaluate'}))
+def test_commands_need_graphs(topo, networks, tmp_path, name):
     match = 'ResNet has no graph stage'
     if name != 'retrain':
         match = rf'plain: {match}; timm_topo\.rewire makes graphs of a network'
@@ -1214,7 +1253,7 @@ def test_code_in_a_checkpoint_is_not_executed(topo, tmp_path, how, options):
     assert marker.exists(), 'it would have been noticed'
 
 
-@pytest.mark.parametrize('name', COMMANDS)
+@pytest.mark.parametrize('name', REST)
 def test_no_command_executes_code(topo, tmp_path, name):
     path, marker = tmp_path / 'hostile.pth.tar', tmp_path / 'executed'
     write_hostile(path, marker, 'zip')

@@ -31,14 +31,14 @@ NEEDS = {
     'topo inspect net': {'fvcore': 'analysis'},
     'topo inspect net --characteristics': ANALYSIS,
     'topo inspect net --dataset digits': {'fvcore': 'analysis', **DIGITS},
-    'topo plot net -o x.svg': {'matplotlib': 'analysis'},
+    'topo plot graph net -o x.svg': {'matplotlib': 'analysis'},
+    'topo plot images digits -o x.png': {'matplotlib': 'analysis', **DIGITS},
+    'topo evaluate net --dataset digits': DIGITS,
+    'topo models test_toponet': {'fvcore': 'analysis'},
+    'topo routing routed --dataset digits': DIGITS,
+    'topo sweep net --dataset digits --thresholds 0': DIGITS,
     'topo prune net --fraction 0.1 -o x': {'fvcore': 'analysis'},
     'benchmark test_toponet --batch-size 1 --repeats 1': {},
-    'characteristics net': {'sklearn': 'analysis', 'scipy': 'analysis'},
-    'complexity test_toponet': {'fvcore': 'analysis'},
-    'contact_sheet digits -o x.png': {'matplotlib': 'analysis', **DIGITS},
-    'routing routed --dataset digits': DIGITS,
-    'sweep net --dataset digits -o x.csv --thresholds 0': DIGITS,
 }
 #: The same of commands that take long, or that need the work of such: they are only seen to fail.
 LONG = {
@@ -49,11 +49,11 @@ LONG = {
     },
     'topo report net -o x.html': {'matplotlib': 'analysis'},
     'topo retrain net -o x --snapshots': {'matplotlib': 'analysis'},
-    'characteristics net --graphs x.svg': {'matplotlib': 'analysis'},
+    'topo plot similarity net -o x.svg': {'matplotlib': 'analysis'},
     'demo --output x': {'matplotlib': 'analysis'},
-    'routing routed --dataset digits --figure x.svg': {'matplotlib': 'analysis'},
-    'study -o x --data a=digits -- --model dagnet60': {'matplotlib': 'analysis'},
-    'sweep net --dataset digits -o x.csv --figure x.svg': {'matplotlib': 'analysis'},
+    'topo routing routed --dataset digits --figure x.svg': {'matplotlib': 'analysis'},
+    'topo study -o x --data a=digits -- --model dagnet60': {'matplotlib': 'analysis'},
+    'topo sweep net --dataset digits --figure x.svg': {'matplotlib': 'analysis'},
     'train --model test_toponet --dataset digits --epochs 1': {'tensorboard': 'train'},
 }
 

@@ -18,7 +18,6 @@ from timm_topo.data import load_dataset
 from timm_topo.experiments import study as study_module
 from timm_topo.experiments.study import KINDS, Study
 from timm_topo.generators import make_wiring
-from timm_topo.stages import graph_stages
 from timm_topo.training.evaluate import accuracy
 from timm_topo.training.options import labelled, parse_args
 
@@ -286,10 +285,10 @@ def test_a_sweep_tells_what_pruning_and_masking_do_at_each_threshold(saved):
     assert starved >= 1  # the question that the paper does not ask is asked here
 
 
-def test_the_sweep_tool_writes_one_row_per_network_and_threshold(tool, saved, tmp_path):
+def test_a_sweep_writes_one_row_per_network_and_threshold(tool, saved, tmp_path):
     status, out, err = tool(
         'sweep', f'a={saved}', f'b={saved}', f'b={saved}', '--dataset', 'colour/digits',
-        '--thresholds', 0.1, 0.3, 0.99, '-o', tmp_path / 's.csv', '--figure', tmp_path / 's.png',
+        '--thresholds', 0.1, 0.3, 0.99, '--csv', tmp_path / 's.csv', '--figure', tmp_path / 's.png',
     )  # fmt: skip
     assert (status, err) == (0, '')
     rows = read_csv(tmp_path / 's.csv')
@@ -329,41 +328,37 @@ def test_a_pruned_network_is_timed_beside_the_whole_one(tool, saved, tmp_path):
 def test_characteristics_of_networks_as_columns(tool, saved, tmp_path):
     smaller, _ = prune(loaded(saved), fraction=0.4)
     timm_topo.save(smaller, tmp_path / 'thin')
-    files = {name: tmp_path / f'{name}.svg' for name in ('similarity', 'embedding', 'graphs')}
-    status, out, err = tool(
-        'characteristics', f'full={saved}', f'full={saved}', f'thin={tmp_path / "thin"}',
-        '--csv', tmp_path / 'c.csv', *(part for n, f in files.items() for part in (f'--{n}', f)),
-    )  # fmt: skip
+    named = (f'full={saved}', f'full={saved}', f'thin={tmp_path / "thin"}')
+    args = ('--csv', tmp_path / 'c.csv', '--repeats', 1, '--batch-size', 1)
+    status, out, err = tool('compare', *named, *args)
     assert (status, err) == (0, '')
     assert out.splitlines()[0].split() == ['full', 'thin']
     lines = {line.split()[0]: line.split()[1:] for line in out.splitlines()[1:] if line}
-    assert lines['max_path'][:3] == ['8.0', '±', '0.0']
+    assert lines['max_path'][:3] == ['8.000', '±', '0.000']
     assert lines['mean_degree'][:3] == ['8.000', '±', '0.000']
     rows = read_csv(tmp_path / 'c.csv')
     assert [row['label'] for row in rows] == ['full', 'full', 'thin']
     assert int(rows[2]['edges']) == smaller.dag.wiring.num_edges
     assert float(rows[0]['log_paths']) == pytest.approx(7 * math.log(2))
     assert int(rows[2]['parameters']) == count_parameters(smaller)
-    assert all(path.read_text().startswith('<?xml') for path in files.values())
+    for kind in ('similarity', 'embedding', 'graph'):
+        path = tmp_path / f'{kind}.svg'
+        assert tool('plot', kind, *named, '-o', path)[0] == 0
+        assert path.read_text().startswith('<?xml')
 
 
-def test_networks_of_several_graphs_have_a_column_for_each(tool, tmp_path):
-    model = timm.create_model('test_toponet')
+@pytest.mark.parametrize('rule', ['alpha', 'router'])
+def test_networks_of_several_graphs_have_a_point_for_each(tool, tmp_path, monkeypatch, rule):
+    from timm_topo import plot
+
+    model = timm.create_model('test_toponet', connectivity=rule)
     timm_topo.save(model, tmp_path / 'net')
-    status, *_ = tool('characteristics', tmp_path / 'net', '--csv', tmp_path / 'c.csv')
-    assert status == 0
-    rows = read_csv(tmp_path / 'c.csv')
-    assert [row['label'] for row in rows] == [f'{tmp_path}/net graph {n}' for n in (1, 2, 3, 4)]
-    nodes = [stage.wiring.num_nodes for stage in graph_stages(model).values()]
-    assert [int(row['nodes']) for row in rows] == nodes
-
-
-def test_routed_networks_have_characteristics_too(tool, tmp_path):
-    model = timm.create_model('test_toponet', connectivity='router')
-    timm_topo.save(model, tmp_path / 'net')
-    status, _, err = tool('characteristics', tmp_path / 'net', '--graphs', tmp_path / 'g.svg')
-    assert (status, err) == (0, '')
-    assert (tmp_path / 'g.svg').exists()
+    seen = []
+    monkeypatch.setattr(plot, 'similarity_matrix', lambda matrix, labels: seen.append(labels))
+    monkeypatch.setattr(plot, 'save_figure', lambda figure, path: path)
+    status, _, err = tool('plot', 'similarity', f'a={tmp_path}/net', '-o', tmp_path / 's.svg')
+    assert (status, err.count('error')) == (0, 0)
+    assert seen == [[f'a graph {n}' for n in (1, 2, 3, 4)]]
 
 
 # -- contact sheets -------------------------------------------------------------------------------
@@ -371,7 +366,7 @@ def test_routed_networks_have_characteristics_too(tool, tmp_path):
 
 def test_a_contact_sheet_has_a_row_per_data_set(tool, tmp_path):
     names = ['digits', 'colour/digits', 'tiles:size=16/digits']
-    status, _, err = tool('contact_sheet', *names, '-o', tmp_path / 'sheet.svg')
+    status, _, err = tool('plot', 'images', *names, '-o', tmp_path / 'sheet.svg')
     assert (status, err) == (0, '')
     text = (tmp_path / 'sheet.svg').read_text()
     assert text.count('<image') == 30
@@ -383,7 +378,7 @@ def test_a_contact_sheet_shows_each_class_once(tool, tmp_path, monkeypatch):
     shown = {}
     monkeypatch.setattr(plot, 'contact_sheet', lambda rows, names: shown.update(rows, names=names))
     monkeypatch.setattr(plot, 'save_figure', lambda *_: 'nothing')
-    assert tool('contact_sheet', 'digits', '-o', tmp_path / 'x.png')[0] == 0
+    assert tool('plot', 'images', 'digits', '-o', tmp_path / 'x.png')[0] == 0
     data = load_dataset('digits')
     for label, image in enumerate(shown['digits']):
         same = [i for i in range(len(data)) if np.array_equal(image, np.asarray(data[i][0]))]
@@ -402,7 +397,7 @@ def test_a_sorted_folder_is_not_shown_under_the_wrong_names(tool, tmp_path, monk
     shown = {}
     monkeypatch.setattr(plot, 'contact_sheet', lambda rows, names: shown.update(rows, names=names))
     monkeypatch.setattr(plot, 'save_figure', lambda *_: 'nothing')
-    assert tool('contact_sheet', f'@{tmp_path}', '-o', tmp_path / 'x.png')[0] == 0
+    assert tool('plot', 'images', f'@{tmp_path}', '-o', tmp_path / 'x.png')[0] == 0
     (images,) = (row for name, row in shown.items() if name != 'names')
     assert [image.max() for image in images] == [0, 100, 200]
     assert shown['names'] == ['black', 'grey', 'white']
@@ -414,18 +409,18 @@ def test_a_sorted_folder_is_not_shown_under_the_wrong_names(tool, tmp_path, monk
 @pytest.mark.parametrize(
     ('name', 'args', 'told'),
     [
-        ('sweep', ['NONE', '--dataset', 'digits', '-o', 'x.csv'], 'NONE is no saved network'),
-        ('sweep', ['SAVED', '--dataset', 'nodigits', '-o', 'x.csv'], 'unknown data set'),
+        ('sweep', ['NONE', '--dataset', 'digits', '--csv', 'x.csv'], 'NONE is no checkpoint'),
+        ('sweep', ['SAVED', '--dataset', 'nodigits', '--csv', 'x.csv'], 'unknown data set'),
         (
             'sweep',
-            ['SAVED', '--dataset', 'digits', '--thresholds', '-1', '-o', 'x.csv'],
+            ['SAVED', '--dataset', 'digits', '--thresholds', '-1', '--csv', 'x.csv'],
             'threshold must be finite and >= 0, got -1',
         ),
-        ('characteristics', ['NONE'], 'NONE is no saved network'),
-        ('characteristics', ['SAVED', '--similarity', 'x.svg'], 'compared with one another, got 1'),
-        ('characteristics', ['SAVED', '--graphs', 'x.zip'], "Format 'zip' is not supported"),
-        ('contact_sheet', ['digits@/nowhere', '-o', 'x.png'], 'digits are built in'),
-        ('contact_sheet', ['colour/idx@/nowhere', '-o', 'x.png'], '/nowhere does not exist'),
+        ('compare', ['NONE'], 'NONE is no checkpoint'),
+        ('plot', ['similarity', 'SAVED', '-o', 'x.svg'], 'compared with one another, got 1'),
+        ('plot', ['graph', 'SAVED', '-o', 'x.zip'], 'x.zip is not one of .svg, .png, .pdf'),
+        ('plot', ['images', 'digits@/nowhere', '-o', 'x.png'], 'digits are built in'),
+        ('plot', ['images', 'colour/idx@/nowhere', '-o', 'x.png'], '/nowhere does not exist'),
     ],
 )
 def test_tools_name_what_is_wrong(name, args, told, tool, saved, tmp_path, monkeypatch):

@@ -37,7 +37,7 @@ def saved(tmp_path_factory, randomise) -> Path:
 def shell(name: str, *args) -> subprocess.CompletedProcess:
     """The same as a process of its own, from another folder."""
     return subprocess.run(
-        [sys.executable, str(ROOT / 'tools' / f'{name}.py'), *map(str, args)],
+        [sys.executable, '-m', 'timm_topo', name, *map(str, args)],
         env={**os.environ, 'PYTHONPATH': str(ROOT)},
         cwd=ROOT.parent,
         capture_output=True,
@@ -67,7 +67,7 @@ def test_every_tool_is_short(path):
 
 
 def test_the_tools_are_found():
-    assert {'complexity', 'export', 'prune', 'train'} <= {path.stem for path in TOOLS}
+    assert {'benchmark', 'demo', 'train', 'train_net'} <= {path.stem for path in TOOLS}
 
 
 # -- prune ----------------------------------------------------------------------------------------
@@ -201,14 +201,13 @@ def test_export_with_an_input_that_does_not_fit_is_one_error(saved, tool, tmp_pa
     assert os.listdir(tmp_path) == []
 
 
-# -- complexity -----------------------------------------------------------------------------------
+# -- models ------
 
 
-def test_complexity_prints_parameters_of_every_match(tool):
-    status, out, err = tool('complexity', 'test_toponet', 'toponet_tiny_*')
+def test_models_prints_parameters_of_every_match(tool):
+    status, out, err = tool('models', 'test_toponet', 'toponet_tiny_*')
     assert (status, err) == (0, '')
-    header, *rows = out.splitlines()
-    assert header.split()[:3] == ['model', 'input', 'parameters']
+    _, *rows = out.splitlines()
     names = ['test_toponet', 'toponet_tiny_adaptive', 'toponet_tiny_residual2']
     assert [row.split()[0] for row in rows] == names
     for row, side in zip(rows, ('96', '32', '32'), strict=True):
@@ -218,22 +217,40 @@ def test_complexity_prints_parameters_of_every_match(tool):
         assert 0 < float(conv) < float(total)
 
 
-def test_complexity_at_another_size(tool):
+def test_models_at_another_size(tool):
     """Twice the height and width, four times the multiply-adds of the convolutions."""
     counted = []
     for size in (32, 64):
-        status, out, err = tool(
-            'complexity', 'toponet_tiny_adaptive', '--input-size', 3, size, size
-        )
+        status, out, err = tool('models', 'toponet_tiny_adaptive', '--input-size', 3, size, size)
         assert status == 0, err
         line = out.splitlines()[-1].split()
         assert line[1] == f'{size}x{size}'
         counted.append(float(line[3]))
     assert counted[1] == pytest.approx(4 * counted[0], rel=1e-3)
-    status, _, err = tool('complexity', 'test_toponet', '--input-size', 3, 0, 8)
+    status, _, err = tool('models', 'test_toponet', '--input-size', 3, 0, 8)
     assert status == 2
     assert "must be a whole number from 1 on, got '0'" in err
 
 
-def test_complexity_of_an_unknown_name_is_one_error(tool):
-    assert_one_error(*tool('complexity', 'toponet_of_tomorrow'), 'no registered model')
+def test_models_lists_all_networks_beside_the_papers(tool):
+    status, out, err = tool('models')
+    assert (status, err) == (0, '')
+    rows = {line.split()[0]: line for line in out.splitlines()[1:]}
+    ours = [n for n in timm.list_models() if is_ours(n) and not n.startswith('test_')]
+    assert set(rows) == set(ours)
+    assert rows['toponet_adaptive'].split()[3:] == [
+        '3820.98',
+        '23.23',
+        'M',
+        '3.95',
+        '78.60',
+        'ImageNet',
+    ]
+
+
+def is_ours(name: str) -> bool:
+    return timm.models.model_entrypoint(name).__module__.startswith('timm_topo.')
+
+
+def test_models_of_an_unknown_name_are_one_error(tool):
+    assert_one_error(*tool('models', 'toponet_of_tomorrow'), 'no registered model')

@@ -97,10 +97,9 @@ def write_table(args: argparse.Namespace, rows: Sequence[dict]) -> list[Path]:
 
 
 def check_figure(path: str | Path | None, kinds: Sequence[str] = _FIGURES) -> None:
-    """Refuse a figure that could not be written, before anything is measured.
+    """Refuse a figure that could not be drawn, before anything is measured.
 
     Raises:
-        FileNotFoundError: There is no such folder.
         ImportError: Figures take an extra that is not installed.
         ValueError: It is of another kind.
     """
@@ -108,11 +107,8 @@ def check_figure(path: str | Path | None, kinds: Sequence[str] = _FIGURES) -> No
         return
     from .. import plot  # noqa: F401
 
-    path = Path(path)
-    if path.suffix not in kinds:
+    if Path(path).suffix not in kinds:
         raise ValueError(f'{path} is not one of {", ".join(kinds)}')
-    if not path.absolute().parent.is_dir():
-        raise FileNotFoundError(f'{path}: there is no such folder')
 
 
 def network(args: argparse.Namespace, path: str | None = None, graph: bool = True) -> nn.Module:

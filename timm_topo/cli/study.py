@@ -6,8 +6,8 @@ sweep.csv, characteristics.csv, tables, and figures like the paper's 2 to 6. Wha
 the same command goes on where it was. Behind -- come options of topo train, for all trainings.
 
 examples:
-  topo study -o output/study -c configs/classification/dagnet_digits.yaml \\
-    --data easy=colour/digits hard=tiles/digits --seeds 0 1 2 -- --epochs 20
+  topo study -o output/study --data easy=colour/digits hard=tiles/digits --seeds 0 1 2
+  topo study -o output/study --data mnist=idx@MNIST -c dagnet.yaml -- --epochs 20 --amp
 """
 
 import argparse

@@ -17,7 +17,7 @@ RESUMES = '; go on from the last whole epoch with --resume auto'
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """Arguments of this command alone, read as training reads them."""
-    return parse_args(argv, prog='topo train')
+    return parse_args(argv, prog='topo train', description=__doc__)
 
 
 def run(args: argparse.Namespace) -> dict:

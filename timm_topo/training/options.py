@@ -13,12 +13,14 @@ from ..checkpoint import FORMAT, FORMAT_KEY, check_format
 __all__ = ['build_parser', 'labelled', 'parse_args', 'positive']
 
 
-def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
+def build_parser(
+    prog: str | None = None, description: str | None = None
+) -> argparse.ArgumentParser:
     """The parser. Options that timm's ``train.py`` has are called and mean the same here."""
     parser = argparse.ArgumentParser(
         prog=prog,
-        description='Train an image classifier whose connectivity is learned.',
-        epilog='Several processes: torchrun --nproc-per-node=N tools/train.py ...',
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument('-c', '--config', metavar='FILE', help='YAML file with options')
     for add in (_data, _model, _optimizer, _schedule, _augmentation, _device, _run):
@@ -223,6 +225,7 @@ def parse_args(
     argv: Sequence[str] | None = None,
     defaults: str | Path | None = None,
     prog: str | None = None,
+    description: str | None = None,
 ) -> argparse.Namespace:
     """Defaults, overridden by the YAML file, overridden by the command line.
 
@@ -231,8 +234,9 @@ def parse_args(
         defaults: Another YAML file, whose options override the defaults alone: ``args.yaml`` of a
             run, for one that differs from it in some.
         prog: Name of the command, for its help; by default that of the program.
+        description: What it does, for its help.
     """
-    parser = build_parser(prog)
+    parser = build_parser(prog, description)
     config = parser.parse_known_args(argv)[0].config
     read = {}
     for path in filter(None, (defaults, config)):
