@@ -125,8 +125,9 @@ class Rewired(GraphNet):
         layers = group_parameters(plain, plain.group_matcher(coarse), reverse=True)
         order = {own: layers[plain] for own, plain in names.items() if plain in layers}
         for prefix in graph_stages(self):
-            inside = [name for name in names if name.startswith(f'{prefix}.')]
-            before = takewhile(lambda name: name not in inside, names)
+            own = f'{prefix}.'
+            inside = [name for name in names if name.startswith(own)]
+            before = takewhile(lambda name, own=own: not name.startswith(own), names)
             first = min(
                 (order[name] for name in inside if name in order),
                 default=max((order.get(name, 0) for name in before), default=0),
