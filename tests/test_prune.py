@@ -623,6 +623,15 @@ def test_rules_stay_where_a_stage_has_no_mask():
 # -- life after pruning ---------------------------------------------------------------------------
 
 
+def test_modules_with_a_mode_of_their_own_keep_it():
+    model = network((complete(5), complete(4)), seed=1).train()
+    model.stages[0].nodes[0].bn.eval()
+    model.stages[1].connectivity.eval()
+    for changed in (model, prune(model, fraction=0)[0]):
+        in_evaluation = [name for name, module in changed.named_modules() if not module.training]
+        assert in_evaluation == ['stages.0.nodes.0.bn', 'stages.1.connectivity']
+
+
 def train_step(model: nn.Module) -> float:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     loss = F.cross_entropy(model(images(4)), torch.tensor([0, 1, 2, 0]))
