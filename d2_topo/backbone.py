@@ -46,7 +46,8 @@ class TopoBackbone(Backbone):
         out_features: Some of ``res2``, ``res3``, ``res4``, ``res5``.
         norm: ``'FrozenBN'``, ``'BN'``, ``'SyncBN'`` or ``'GN'``, instead of batch norm.
         freeze_at: How much is frozen, counted as in detectron2: 0 nothing, 1 the stem (what comes
-            before ``res2``), 2 the stem and ``res2``, up to 5.
+            before ``res2``), 2 the stem and ``res2``, up to 5. In training too it runs as in
+            evaluation: no path is dropped, no mask drawn, and routers close edges.
         pretrained: Whether timm fetches the weights it has under this name.
         activation_checkpoint: Recompute in the backward pass instead of storing.
         sparsity_weight: lambda of TopoNet, Eq. 6; with 0, :meth:`take_losses` is empty.
@@ -93,7 +94,8 @@ class TopoBackbone(Backbone):
         self.register_buffer('graph_digest', torch.tensor(self._digest, dtype=torch.uint8))
         self.cut_off = cut(model, self._indices)
         model = convert_norm(model, norm)
-        freeze_modules(model, modules_until(model, levels, freeze_at))
+        self._stopped = modules_until(model, levels, freeze_at)
+        freeze_modules(model, self._stopped)
         self._frozen = frozen_names(model)
         self.mark_trained(() if has_weights else model.state_dict())
         if activation_checkpoint:
@@ -103,6 +105,7 @@ class TopoBackbone(Backbone):
         self.model = model
         cfg = model.pretrained_cfg
         self.pixels = Pixels(cfg['mean'], cfg['std'], pixel_mean, pixel_std, input_format)
+        self.train(self.training)
 
     # -- what detectron2 asks for
 
@@ -110,6 +113,13 @@ class TopoBackbone(Backbone):
     def size_divisibility(self) -> int:
         """Stride of the coarsest feature."""
         return max(self._out_feature_strides.values())
+
+    def train(self, mode: bool = True) -> 'TopoBackbone':
+        """Training mode, but for what ``freeze_at`` freezes; or evaluation mode."""
+        super().train(mode)
+        for name in self._stopped:
+            self.model.get_submodule(name).eval()
+        return self
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Images ``(B, C, H, W)``, preprocessed by the detector -> maps by name.

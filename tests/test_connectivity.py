@@ -4,6 +4,7 @@ The toys prove that a rule is one class: they are known to nothing but the regis
 same tests as the built-in rules and run in a model by name.
 """
 
+import copy
 import inspect
 import math
 
@@ -13,6 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from timm.optim import create_optimizer_v2
+from timm.utils import freeze, unfreeze
 from torch import Tensor, nn
 
 from timm_topo.connectivity import (
@@ -24,8 +26,9 @@ from timm_topo.connectivity import (
     register_connectivity,
     undecayed_parameters,
 )
+from timm_topo.connectivity.router import set_tau
 from timm_topo.generators import complete, random, sequential
-from timm_topo.stages import GraphStage
+from timm_topo.stages import GraphStage, explain, use
 from timm_topo.wiring import Wiring
 
 CHANNELS = 4
@@ -523,6 +526,50 @@ def test_without_soles_nodes_read_the_weights_that_are_told(rule, n, p, seed, da
     fresh = build_connectivity({'name': rule, 'weigh_sole': False}, smaller)
     assert torch.equal(selected.edge_weights(), fresh.edge_weights())
     assert torch.equal(connectivity.edge_weights(), weights)  # copies, not views
+
+
+@pytest.mark.parametrize('rule', RULES)
+def test_a_frozen_rule_stays_in_evaluation(rule):
+    built = build_connectivity(rule, complete(4), CHANNELS)
+    learns = any(True for _ in built.parameters())
+    network = nn.Sequential(built.requires_grad_(False)).train()
+    assert network.training
+    assert built.training is not learns
+    built.requires_grad_(True)
+    assert network.train()[0].training
+
+
+DRAWING = [{'name': 'router', 'tau': 0.45}, {'name': 'mask', 'fan_in': 1}]
+
+
+@pytest.mark.parametrize('rule', DRAWING, ids=['router', 'mask'])
+def test_a_frozen_stage_does_in_training_what_it_does_in_evaluation(rule, randomise):
+    model = randomise(timm.create_model('test_toponet', connectivity=rule))
+    freeze(model, ['stages.0'])
+    stage = model.stages[0]
+    for parameter in stage.connectivity.parameters():
+        parameter.add_(0.1 * torch.randn_like(parameter))
+    x = torch.rand(6, 16, 8, 8)
+    expected = model.eval().stages[0](x)
+    assert torch.equal(model.train().stages[0](x), expected)
+    assert model.stages[1].connectivity.training
+    unfreeze(model, ['stages.0'], include_bn_running_stats=False)
+    assert not torch.allclose(model.train().stages[0](x), expected)
+
+
+def test_a_frozen_router_among_nodes_that_train_leaves_no_image_out(stage_of):
+    """Their norms look at all images."""
+    stage, x = stage_of(complete(6), DRAWING[0]), torch.randn(6, 3, 8, 8, dtype=torch.float64)
+    x = x + torch.linspace(-5, 5, 6).view(-1, 1, 1, 1)  # images that go different ways
+    set_tau(stage, 0.45)
+    stage.connectivity.requires_grad_(False)
+    assert explain(stage.eval(), x)[''].executor == 'conditional'
+    before = copy.deepcopy(stage.train())
+    found = stage(x)
+    with use('reference'):
+        expected = before(x)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(stage.state_dict(), before.state_dict())
 
 
 def test_weights_frozen_before_are_frozen_after_a_selection():

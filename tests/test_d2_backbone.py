@@ -302,10 +302,22 @@ def test_freeze_at_freezes_what_leads_to_that_feature(kind, level, saved):
             else None
         )
         maps = made.train()(x)
+        torch.testing.assert_close(maps[f'res{level}'], before)  # routers evaluate too
         if optimizer:
             sum(y.square().mean() for y in maps.values()).backward()
             optimizer.step()
         torch.testing.assert_close(made.eval()(x)[f'res{level}'], before)
+
+
+def test_what_is_frozen_drops_no_path(randomise):
+    options = dict(base='resnet18', exact=False, drop_path_rate=0.9)
+    made = randomise(TopoBackbone('rewired', norm='BN', freeze_at=4, **options))
+    made.mark_trained()
+    x = torch.randn(4, 3, 64, 64)
+    expected = made.eval()(x)
+    found = made.train()(x)
+    torch.testing.assert_close(found['res4'], expected['res4'])
+    assert not torch.allclose(found['res5'], expected['res5'])
 
 
 # -- preprocessing --------------------------------------------------------------------------------

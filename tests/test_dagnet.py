@@ -433,7 +433,8 @@ def test_every_parameter_is_in_one_group_of_its_depth():
         if coarse:
             assert len({*at[1:3]}) == len({*at[3:6]}) == len({*at[6:]}) == 1
         else:
-            assert at == sorted(set(at))
+            assert at == sorted(at)
+            assert 1 < len(set(at)) < len(at), 'two nodes are a block'
         for k, (source, _) in enumerate(model.dag.jumps):
             depth = groups[f'dag.transitions.{k}.conv.weight']
             assert source == 0 or depth == at[source]

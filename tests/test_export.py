@@ -114,10 +114,12 @@ def test_an_old_file_is_replaced(without_exporter, tmp_path):
 @pytest.mark.parametrize('training', [True, False])
 def test_export_in_evaluation_mode_restores_the_mode(without_exporter, tmp_path, training):
     model = without_exporter.train(training)
+    model.stem.bn.eval()
+    modes = [module.training for module in model.modules()]
     before = {name: value.clone() for name, value in model.state_dict().items()}
     try:
         export_onnx(model, tmp_path / 'net.onnx', SIZE)
-        assert all(m.training is training for m in model.modules())
+        assert [module.training for module in model.modules()] == modes
         assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     finally:
         model.eval()

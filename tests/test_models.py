@@ -718,6 +718,16 @@ def test_no_optimizer_decays_edge_weights(opt, options):
     assert not torch.equal(kernel, before), 'a step that decays'
 
 
+@pytest.mark.parametrize(
+    'name', [*(name for name in MODELS if name.startswith('test_')), 'rewired', 'dgnet_resnet18']
+)
+def test_the_classifier_is_last_where_timm_looks_for_it(name):
+    """``--clip-mode agc`` leaves out the last two parameters."""
+    model = timm.create_model(name)
+    last = [*model.parameters()][-2:]
+    assert [*map(id, last)] == [*map(id, model.get_classifier().parameters())]
+
+
 def test_layer_decay_lowers_the_rate_towards_the_stem():
     model = timm.create_model('test_toponet')
     optimizer = create_optimizer_v2(model, opt='sgd', lr=0.1, layer_decay=0.75)

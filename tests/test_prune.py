@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from fvcore.nn.precise_bn import update_bn_stats
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -622,6 +623,15 @@ def test_rules_stay_where_a_stage_has_no_mask():
 # -- life after pruning ---------------------------------------------------------------------------
 
 
+def test_modules_with_a_mode_of_their_own_keep_it():
+    model = network((complete(5), complete(4)), seed=1).train()
+    model.stages[0].nodes[0].bn.eval()
+    model.stages[1].connectivity.eval()
+    for changed in (model, prune(model, fraction=0)[0]):
+        in_evaluation = [name for name, module in changed.named_modules() if not module.training]
+        assert in_evaluation == ['stages.0.nodes.0.bn', 'stages.1.connectivity']
+
+
 def train_step(model: nn.Module) -> float:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     loss = F.cross_entropy(model(images(4)), torch.tensor([0, 1, 2, 0]))
@@ -799,6 +809,47 @@ def test_recalibration_changes_nothing_but_buffers_of_batch_norm(training):
     assert {m.momentum for m in model.modules() if isinstance(m, nn.BatchNorm2d)} == {0.1}
     assert not any(m._forward_pre_hooks for m in model.modules())
     assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    'build',
+    [
+        lambda: timm.create_model('test_toponet', connectivity={'name': 'router', 'tau': 0.45}),
+        lambda: timm.create_model('test_toponet', connectivity={'name': 'mask', 'fan_in': 1}),
+        lambda: timm.create_model('rewired', base='resnetv2_cifar20', drop_path_rate=0.9),
+    ],
+    ids=['router', 'mask', 'drop_path'],
+)  # fmt: skip
+def test_recalibrated_statistics_are_those_of_the_network_that_evaluation_runs(build):
+    """Against fvcore, on a network whose batch norms alone are in training mode."""
+    model, batches = build(), uneven_batches()
+    expected = copy.deepcopy(model).eval()
+    for module in expected.modules():
+        module.training = isinstance(module, nn.BatchNorm2d)
+    update_bn_stats(expected, batches, len(batches))
+    recalibrate(model.train(), batches)
+    for (name, value), (_, other) in zip(model.named_buffers(), expected.named_buffers()):
+        torch.testing.assert_close(value, other, msg=name)
+
+
+def test_norms_that_no_image_reaches_keep_their_statistics():
+    model = timm.create_model('test_toponet', connectivity={'name': 'router', 'tau': 0.2})
+    with torch.no_grad():
+        model.stages[0].connectivity.bias[0] = -20  # of the edge (0, 1), node 1's only one
+    before = copy.deepcopy(model)
+    recalibrate(model, uneven_batches())
+    norms = [n for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)]
+    kept = [n for n in norms if same_state(before.get_submodule(n), model.get_submodule(n))]
+    assert kept == ['stages.0.nodes.0.bn']
+
+
+def test_recalibration_on_one_image_whose_map_is_one_value():
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(3)).eval()
+    batches = [image[None] for image in images()]
+    recalibrate(model, batches)
+    pooled = torch.cat(batches).mean((2, 3))
+    torch.testing.assert_close(model[1].running_mean, pooled.mean(0))
+    torch.testing.assert_close(model[1].running_var, pooled.var(0, correction=0))
 
 
 def test_recalibration_needs_images():

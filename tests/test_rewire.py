@@ -11,6 +11,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 from timm.layers import convert_sync_batchnorm, freeze_batch_norm_2d
+from timm.models import group_parameters
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
@@ -18,7 +19,7 @@ import timm_topo
 from timm_topo import rewire, unwire
 from timm_topo.analysis.cost import count_parameters
 from timm_topo.analysis.export import export_onnx
-from timm_topo.analysis.prune import DisconnectedError, prune, retrainable
+from timm_topo.analysis.prune import DisconnectedError, edge_mask, prune, retrainable
 from timm_topo.generators import complete
 from timm_topo.models import Rewired
 from timm_topo.models.families import FAMILIES, rewired_class
@@ -845,6 +846,24 @@ def test_layer_decay_is_that_of_the_plain_network():
     for name in graph_stages(network):
         inside = [scale for own, scale in scales[1].items() if own.startswith(f'{name}.nodes')]
         assert scales[1][f'{name}.connectivity.alpha'] == min(inside)
+
+
+@pytest.mark.parametrize('name', ['stages.0.blocks', 'stages.1.blocks.1', 'stages.2.blocks.1'])
+def test_a_stage_without_blocks_learns_with_what_comes_before_it(name):
+    network = rewire(plain('resnetv2_cifar20'))
+    wiring, keep = network.get_submodule(name).wiring, edge_mask(network, fraction=0)
+    direct = (0, wiring.num_nodes - 1)
+    keep[name] = torch.tensor([edge == direct for edge in wiring.edges])
+    smaller, _ = prune(network, keep=keep)
+    assert not smaller.get_submodule(name).nodes
+    layers = group_parameters(smaller, smaller.group_matcher(), reverse=True)
+    names = [n for n, _ in smaller.named_parameters()]
+    assert set(layers) == set(names)
+    own = [n for n in names if n.startswith(f'{name}.')]
+    before = names[: names.index(own[0])]
+    at = layers[f'{name}.connectivity.alpha']
+    assert at == min(layers[n] for n in own)
+    assert max(layers[n] for n in before) <= at <= layers['head.fc.weight']
 
 
 def test_fresh_weights_are_timms_own():

@@ -22,13 +22,14 @@ from timm.data import resolve_data_config
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.utils import init_distributed_device, random_seed
 from torch import Tensor, nn
+from torchvision.transforms import InterpolationMode
 
 import timm_topo
 from timm_topo.analysis.history import read_edge_weights
 from timm_topo.analysis.prune import prune
 from timm_topo.checkpoint import FORMAT
 from timm_topo.connectivity import build_connectivity
-from timm_topo.data import Portion, load_dataset
+from timm_topo.data import ArrayDataset, Portion, load_dataset
 from timm_topo.models.toponet import TopoNet
 from timm_topo.stages import GraphStage, graph_stages
 from timm_topo.training import build as training_build
@@ -905,6 +906,73 @@ def test_edge_weights_are_not_decayed_whatever_the_optimizer_decays(argv, monkey
     decay = {id(p): g['weight_decay'] for g in run.optimizer.param_groups for p in g['params']}
     found = {name: decay[id(p)] for name, p in run.model.named_parameters()}
     assert found == {name: 0.0 if name.endswith('alpha') else 0.5 for name in found}
+
+
+# -- options do what they do in timm's script -----------------------------------------------------
+
+
+@pytest.mark.parametrize('mode', ['agc', 'value'])
+def test_adaptive_clipping_leaves_the_classifier_alone(argv, mode):
+    gradients = []
+    for clip in ((), ('--clip-grad', 1e-4, '--clip-mode', mode)):
+        torch.manual_seed(0)
+        run = built(argv('--no-aug', *clip))
+        images, target = next(iter(run.loader_train))
+        loop._backward(run, images, target, 1, True)
+        gradients.append({name: p.grad for name, p in run.model.named_parameters()})
+    free, clipped = gradients
+    same = {name for name, grad in free.items() if torch.equal(clipped[name], grad)}
+    assert same == ({'head.fc.weight', 'head.fc.bias'} if mode == 'agc' else set())
+
+
+@pytest.mark.filterwarnings(r'ignore:Using backward\(\) with create_graph=True:UserWarning')
+def test_an_optimizer_of_second_order_trains(argv):
+    result = run(argv('--opt', 'adahessian', '--epochs', 2))
+    first, last = (row['train_task_loss'] for row in rows(result['folder']))
+    assert last < first
+
+
+def test_layer_decay_has_a_smallest_scale(argv):
+    decayed = ('--layer-decay', 0.5, '--layer-decay-min-scale', 0.2)
+    groups = built(argv(*decayed)).optimizer.param_groups
+    assert sorted({group['lr_scale'] for group in groups}) == [0.2, 0.25, 0.5, 1]
+    result = run(argv('--sched', 'constant', *decayed))
+    mean = 0.05 * sum(group['lr_scale'] for group in groups) / len(groups)
+    assert rows(result['folder'])[0]['lr'] == pytest.approx(mean)
+
+
+def test_layer_decay_without_a_schedule_is_refused(argv):
+    with pytest.raises(ValueError, match='--layer-decay scales what a scheduler sets'):
+        run(argv('--sched', 'none', '--layer-decay', 0.5))
+
+
+def test_data_that_are_read_in_order_are_told_the_epoch(argv, monkeypatch):
+    told = []
+    monkeypatch.setattr(ArrayDataset, 'set_epoch', lambda _, at: told.append(at), raising=False)
+    run(argv('--epochs', 2))
+    assert told == [0, 1]
+
+
+def test_training_interpolates_as_the_model_where_nothing_else_is_said(argv):
+    (crop,) = (
+        transform
+        for name, transform in transforms(argv('--train-interpolation', '')).items()
+        if 'ResizedCrop' in name
+    )
+    assert crop.interpolation == InterpolationMode.BICUBIC
+
+
+def test_averaged_weights_stay_in_evaluation(argv, monkeypatch):
+    seen, backward = set(), loop._backward
+
+    def watched(run, *args):
+        modules = run.task.get_trainable_module(ema=True).module.modules()
+        seen.update(module.training for module in modules)
+        return backward(run, *args)
+
+    monkeypatch.setattr(loop, '_backward', watched)
+    run(argv('--model-ema'))
+    assert seen == {False}
 
 
 # -- the console ----------------------------------------------------------------------------------

@@ -117,7 +117,6 @@ def fvcore_nn():
     with warnings.catch_warnings(), needs('timm-topo[analysis]'):
         warnings.simplefilter('ignore', FutureWarning)
         import fvcore.nn
-        import fvcore.nn.precise_bn
     return fvcore.nn
 
 

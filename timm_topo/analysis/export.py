@@ -10,6 +10,7 @@ import networkx as nx
 import torch
 from torch import Tensor, nn
 
+from ..executors import evaluation_mode
 from ..extras import needs
 from ..stages import graph_stages
 from .cost import input_size_of
@@ -46,16 +47,17 @@ def export_onnx(
     path.parent.mkdir(parents=True, exist_ok=True)
     size = tuple(input_size or input_size_of(model))
     images = torch.randn(3, *size, generator=torch.Generator().manual_seed(0))
-    training, device = model.training, next(model.parameters()).device
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix='.export-') as folder:
+    device = next(model.parameters()).device
+    folder = tempfile.TemporaryDirectory(dir=path.parent, prefix='.export-')
+    with evaluation_mode(model), folder as folder:
         scratch = Path(folder) / path.name
         try:
-            model.eval().cpu()
+            model.cpu()
             with torch.no_grad():
                 expected = model(images)
                 _export(model, images[:2], scratch)
         finally:
-            model.train(training).to(device)
+            model.to(device)
         session = onnxruntime.InferenceSession(scratch, providers=['CPUExecutionProvider'])
         (got,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
         difference = (torch.from_numpy(got) - expected).abs().max().item()

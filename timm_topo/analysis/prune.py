@@ -22,7 +22,7 @@ from ..connectivity.masked import MaskedEdges
 from ..executors import adjacency, evaluation_mode, record_runs
 from ..stages import Stage, TakesOffsets, graph_stages, is_routed, select_edges, shrink
 from ..wiring import Wiring
-from .cost import fvcore_nn, input_size_of
+from .cost import input_size_of
 
 __all__ = [
     'ORDERS',
@@ -433,12 +433,15 @@ def _noise(size: Sequence[int]) -> Tensor:
     return torch.randn(2, *size, generator=torch.Generator().manual_seed(0))
 
 
+@torch.no_grad()
 def recalibrate(model: nn.Module, batches: Sequence[Tensor]) -> nn.Module:
     """Estimate the batch-norm statistics of ``model`` anew, in place; nothing else changes.
 
     Removing edges shifts what every later node sees, and the stored statistics no longer fit:
     much of the accuracy that pruning seems to cost comes back by this alone, without labels and
-    without training. The estimate is fvcore's, the average over all batches.
+    without training. Batch norm normalises by its batch and collects; everything else runs as in
+    evaluation: routers close edges, masks are the K largest, no path is dropped. Statistics are
+    those of all batches together. Norms that no image reaches keep theirs.
 
     Args:
         model: A model with batch normalisation.
@@ -449,13 +452,38 @@ def recalibrate(model: nn.Module, batches: Sequence[Tensor]) -> nn.Module:
     """
     if not len(batches):
         raise ValueError('recalibrate needs at least one batch of images')
-    estimate = copy.deepcopy(model).train()  # fvcore leaves a model in pieces where it fails
-    fvcore_nn().precise_bn.update_bn_stats(estimate, batches, num_iters=len(batches))
-    for module in estimate.modules():
-        if getattr(module, 'running_var', None) is not None:
-            module.running_var.clamp_(min=0)  # mean of squares minus square of mean: rounding
+    estimate = copy.deepcopy(model).eval()
+    found = {}
+    for norm in estimate.modules():
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None:
+            found[norm] = _Population()
+            norm.register_forward_pre_hook(lambda norm, args: found[norm].collect(norm, args[0]))
+    for images in batches:
+        estimate(images)
+    for norm, population in found.items():
+        if population.count:
+            norm.running_mean.copy_(population.mean)
+            norm.running_var.copy_(population.deviations / population.count)
     model.load_state_dict(estimate.state_dict())
     return model
+
+
+class _Population:
+    """Count, mean and sum of squared deviations ``(C,)`` of what a norm reads, batch by batch."""
+
+    def __init__(self):
+        self.count, self.mean, self.deviations = 0, 0.0, 0.0
+
+    def collect(self, norm: nn.Module, x: Tensor) -> None:
+        """Add a batch ``(B, C, ...)``, by which ``norm`` is to normalise."""
+        values = x.transpose(0, 1).flatten(1).to(norm.running_var.dtype)
+        number = values.shape[1]
+        norm.training = number > 1  # a single value has no variance: PyTorch refuses it
+        variance, mean = torch.var_mean(values, 1, correction=0)
+        share, ahead = number / (self.count + number), mean - self.mean
+        self.deviations = self.deviations + number * (variance + (1 - share) * ahead.square())
+        self.mean = self.mean + share * ahead
+        self.count += number
 
 
 def freeze_edge_weights(model: nn.Module, images: Tensor | None = None) -> nn.Module:

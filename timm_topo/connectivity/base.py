@@ -24,6 +24,9 @@ class Connectivity(nn.Module):
     per edge it names in ``per_edge``; pruning then works without further code. A rule whose
     constructor has an option ``channels`` is given the number of channels of the stage's maps.
 
+    A rule all of whose parameters are frozen stays in evaluation, where the network is set to
+    training: like frozen batch norm, it does there what it will do for good.
+
     Attributes:
         per_edge: Names of the parameters and buffers that have the edge in dimension 0, in the
             order of ``wiring.edges``.
@@ -95,6 +98,12 @@ class Connectivity(nn.Module):
     def reset_parameters(self) -> None:
         """Set every parameter and buffer to its initial value."""
         raise NotImplementedError
+
+    def train(self, mode: bool = True) -> 'Connectivity':
+        """Training mode, unless all parameters are frozen; or evaluation mode."""
+        parameters = list(self.parameters())
+        frozen = bool(parameters) and not any(p.requires_grad for p in parameters)
+        return super().train(mode and not frozen)
 
     def select(self, wiring: Wiring, edges: Sequence[int]) -> 'Connectivity':
         """The same rule on a smaller wiring, with the values of the edges that stay.

@@ -4,6 +4,7 @@ from torch import Tensor
 
 from ..stages import node_maps, until_node
 from .base import ClassifierNet
+from .layer_groups import blocks_of, layer_groups
 from .levels import take_indices
 
 __all__ = ['CrossStageNet']
@@ -38,8 +39,11 @@ class CrossStageNet(ClassifierNet):
         ]
 
     def group_matcher(self, coarse: bool = False) -> dict:
-        """Parameter groups for layer-wise learning rates: nodes, or stages if ``coarse``."""
-        place = self.dag.levels if coarse else range(len(self.dag.levels))
+        """Parameter groups for layer-wise learning rates: layers, or stages if ``coarse``."""
+        place = self.dag.levels
+        if not coarse:
+            most = blocks_of([*self.dag.nodes, self.output])
+            place = [0, *layer_groups(self.dag.wiring, range(1, len(place)), most)]
         blocks = [(rf'^dag\.nodes\.{i}\.', (place[i + 1],)) for i in range(len(place) - 2)]
         for k, (source, _) in enumerate(self.dag.jumps):
             blocks.append((rf'^dag\.transitions\.{k}\.', (place[source],)))

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from .base import ClassifierNet
+from .layer_groups import blocks_of, layer_groups
 from .levels import take_indices
 
 __all__ = ['StagedNet']
@@ -21,17 +22,16 @@ class StagedNet(ClassifierNet):
         return {'num_nodes': num_nodes, **super().topology()}
 
     def group_matcher(self, coarse: bool = False) -> dict:
-        """Parameter groups for layer-wise learning rates: stem, then stages or nodes."""
-        return dict(
-            stem=r'^stem',
-            blocks=r'^stages\.(\d+)'
-            if coarse
-            else [
-                (r'^stages\.(\d+)\.entry', (0,)),
-                (r'^stages\.(\d+)\.connectivity', (0,)),
-                (r'^stages\.(\d+)\.nodes\.(\d+)', None),
-            ],
-        )
+        """Parameter groups for layer-wise learning rates: stem, then stages or their layers."""
+        if coarse:
+            return dict(stem=r'^stem', blocks=r'^stages\.(\d+)')
+        blocks = []
+        for k, stage in enumerate(self.stages):
+            inner = range(1, stage.wiring.num_nodes - 1)
+            layers = layer_groups(stage.wiring, inner, blocks_of(stage.nodes))
+            blocks += [(rf'^stages\.{k}\.nodes\.{i}\.', (k, at)) for i, at in enumerate(layers)]
+            blocks.append((rf'^stages\.{k}\.(?!nodes\.)', (k, 0)))
+        return dict(stem=r'^stem', blocks=blocks)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Image ``(B, in_chans, H, W)`` -> ``(B, num_features, H / stride, W / stride)``."""

@@ -10,7 +10,8 @@ from ..registry import Registry
 __all__ = ['NODES', 'LayeredNode', 'NodeLayers', 'ShortcutEntry', 'StageParts', 'register_node']
 
 #: By name, what makes the entry and the nodes of a stage: ``parts(in_chs, out_chs, num_nodes,
-#: stride, dilation, norm_layer=..., device=..., dtype=...) -> StageParts``.
+#: stride, dilation, norm_layer=..., device=..., dtype=...) -> StageParts``. The class of a node may
+#: have ``per_block``: how many make a block of a plain network (1), for layer-wise learning rates.
 NODES = Registry('node')
 register_node = NODES.register
 

@@ -24,6 +24,8 @@ class ConvNode(LayeredNode):
         dtype: Their type.
     """
 
+    per_block = 2  # convolutions of ResNet's basic block
+
     def __init__(
         self,
         in_chs: int,

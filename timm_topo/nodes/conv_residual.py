@@ -27,6 +27,8 @@ class ConvResidualNode(nn.Module):
         dtype: Their type.
     """
 
+    per_block = 2  # convolutions of ResNet's basic block
+
     def __init__(
         self,
         in_chs: int,

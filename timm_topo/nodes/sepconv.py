@@ -25,6 +25,8 @@ class SepConvNode(LayeredNode):
         dtype: Their type.
     """
 
+    per_block = 4  # 12, 18, 24, 12 of them are what ResNet-50's 3, 4, 6, 3 blocks are
+
     def __init__(
         self,
         in_chs: int,

@@ -45,4 +45,4 @@ def _on(stage: Stage, wiring: Wiring, kept: Sequence[int]) -> Stage:
             offset = stage.offset(old)
             if isinstance(offset, Offset):
                 smaller.set_offset(node, offset.value.clone())
-    return smaller.train(stage.training)
+    return smaller if stage.training else smaller.eval()  # modules may have modes of their own

@@ -73,7 +73,7 @@ class InEdgeWeights:
 
 def closing_thresholds(stage: Stage) -> Tensor | None:
     """Thresholds ``(E,)`` below which edges close now; None if none can."""
-    if not stage.needs_context or stage.training:
+    if not stage.needs_context or stage.connectivity.training:
         return None
     thresholds = stage.connectivity.thresholds()
     if thresholds is None or (is_eager(thresholds) and not thresholds.any()):

@@ -312,6 +312,7 @@ def _train_loader(args: Namespace, dataset, data_config: dict, device: torch.dev
             num_classes=model.num_classes,
         )
     padded = args.crop_padding is not None and not args.no_aug
+    interpolation = '' if args.no_aug else args.train_interpolation
     loader = _loader(
         args,
         dataset,
@@ -326,7 +327,7 @@ def _train_loader(args: Namespace, dataset, data_config: dict, device: torch.dev
         vflip=args.vflip,
         color_jitter=args.color_jitter or None,
         auto_augment=args.aa,
-        interpolation=data_config['interpolation'] if args.no_aug else args.train_interpolation,
+        interpolation=interpolation or data_config['interpolation'],
         re_prob=args.reprob,
         re_mode='pixel',
         collate_fn=collate,

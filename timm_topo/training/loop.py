@@ -29,6 +29,7 @@ from torch import nn
 from ..analysis.history import snapshot_updates
 from ..analysis.routing import routing, routing_metrics
 from ..checkpoint import FORMAT, FORMAT_KEY, read_checkpoint, save
+from ..stages import use
 from .build import Run, build, default_name
 from .evaluate import evaluate, sample
 from .log import RunLog, prepare_folder, stages_of
@@ -154,6 +155,8 @@ def _schedule(run: Run, start_epoch: int) -> int:
         **scheduler_kwargs(run.args, decreasing_metric=False),
         updates_per_epoch=updates,
     )
+    if run.scheduler is None and run.args.layer_decay is not None:
+        raise ValueError('--layer-decay scales what a scheduler sets: --sched constant, not none')
     if start_epoch > 0 and run.scheduler is not None:
         if run.args.sched_on_updates:
             run.scheduler.step_update(start_epoch * updates)
@@ -180,10 +183,12 @@ def _announce(run: Run, start_epoch: int, epochs: int) -> None:
 def _epoch(run: Run, epoch: int, epochs: int) -> None:
     args = run.args
     random_seed(args.seed + epoch * args.world_size, args.rank)
-    if hasattr(run.loader_train.sampler, 'set_epoch'):
-        run.loader_train.sampler.set_epoch(epoch)
-    lr = run.optimizer.param_groups[0]['lr']
+    for part in (run.loader_train.dataset, run.loader_train.sampler):
+        if hasattr(part, 'set_epoch'):  # another order in every epoch
+            part.set_epoch(epoch)
     train_metrics = _train_epoch(run, epoch, epochs)
+    rates = [group['lr'] for group in run.optimizer.param_groups]
+    lr = sum(rates) / len(rates)
     if not math.isfinite(train_metrics['loss']):
         raise FloatingPointError(
             f'the loss is {train_metrics["loss"]} in epoch {epoch + 1}: try a smaller --lr, '
@@ -230,7 +235,7 @@ def _routes(run: Run, model: nn.Module) -> dict | None:
 def _train_epoch(run: Run, epoch: int, epochs: int) -> dict:
     args, loader, steps = run.args, run.loader_train, run.args.grad_accum_steps
     start = time.perf_counter()
-    run.task.train()
+    run.task.get_trainable_module().train()  # averaged weights stay in evaluation
     run.optimizer.zero_grad()
     run.log.start_epoch(epoch, epochs, len(loader))
     sums, count = torch.zeros(3, dtype=torch.float64, device=run.device), 0
@@ -279,19 +284,23 @@ def _backward(run: Run, images, target, share: int, update: bool) -> dict:
     if args.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
     wait = module.no_sync() if args.distributed and not update else nullcontext()
+    twice = getattr(run.optimizer, 'is_second_order', False)
     with wait:
-        with run.autocast():
+        with use('reference') if twice else nullcontext(), run.autocast():
             result = run.task(images, target)
         loss = result['loss'] / share
         clip = dict(clip_grad=args.clip_grad, clip_mode=args.clip_mode)
+        parameters = list(run.task.get_clip_parameters(exclude_head=args.clip_mode == 'agc'))
         if run.scaler is not None:
-            parameters = list(run.model.parameters())
-            run.scaler(loss, run.optimizer, parameters=parameters, need_update=update, **clip)
+            run.scaler(
+                loss, run.optimizer, parameters=parameters, create_graph=twice, need_update=update,
+                **clip,
+            )  # fmt: skip
             return result
-        loss.backward()
+        loss.backward(create_graph=twice)
     if update:
         if args.clip_grad is not None:
-            dispatch_clip_grad(run.model.parameters(), args.clip_grad, mode=args.clip_mode)
+            dispatch_clip_grad(parameters, args.clip_grad, mode=args.clip_mode)
         run.optimizer.step()
     return result
 

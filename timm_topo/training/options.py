@@ -102,7 +102,14 @@ def _optimizer(parser):
     group.add_argument('--opt-kwargs', nargs='*', default={}, action=ParseKwargs)
     group.add_argument('--momentum', type=float, default=0.9)
     group.add_argument('--weight-decay', type=float, default=1e-4)
-    group.add_argument('--layer-decay', type=float)
+    group.add_argument(
+        '--layer-decay', type=float, metavar='RATE',
+        help='rate of each layer relative to that of the next one (default: all the same)',
+    )  # fmt: skip
+    group.add_argument(
+        '--layer-decay-min-scale', type=float, default=0.0, metavar='SCALE',
+        help='at least this share of --lr for every layer',
+    )  # fmt: skip
     group.add_argument('--clip-grad', type=float, metavar='NORM')
     group.add_argument('--clip-mode', default='norm', choices=('norm', 'value', 'agc'))
 

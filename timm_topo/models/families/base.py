@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from itertools import takewhile
 
 import timm
 import torch
@@ -115,16 +116,23 @@ class Rewired(GraphNet):
             reset_input_conv(conv)
 
     def group_matcher(self, coarse: bool = False):
-        """Parameter groups as in the plain network; edge weights go with the stage's first."""
+        """Parameter groups as in the plain network; edge weights go with the stage's first, or,
+        where no block is left, with what comes before the stage.
+        """
         names = self.plain_names()
         with torch.device('meta'):
             plain = self.plain()
         layers = group_parameters(plain, plain.group_matcher(coarse), reverse=True)
         order = {own: layers[plain] for own, plain in names.items() if plain in layers}
         for prefix in graph_stages(self):
-            inside = [n for own, n in order.items() if own.startswith(f'{prefix}.')]
-            order.update((own, min(inside)) for own in names if own.startswith(f'{prefix}.')
-                         and own not in order)  # fmt: skip
+            own = f'{prefix}.'
+            inside = [name for name in names if name.startswith(own)]
+            before = takewhile(lambda name, own=own: not name.startswith(own), names)
+            first = min(
+                (order[name] for name in inside if name in order),
+                default=max((order.get(name, 0) for name in before), default=0),
+            )
+            order |= {name: first for name in inside if name not in order}
         return lambda name: order.get(name, math.inf)
 
 
