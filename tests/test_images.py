@@ -222,7 +222,7 @@ def test_12_bit_images_keep_their_range(tmp_path):
 @pytest.mark.parametrize('kind', [np.int32, np.float32])
 def test_images_without_a_range_are_not_guessed(tmp_path, kind):
     Image.fromarray(np.full((8, 8), 3, kind)).save(tmp_path / 'x.tif')
-    with pytest.raises(ValueError, match='TIFF of mode [IF] tells no range of its values'):
+    with pytest.raises(ValueError, match=r'TIFF of mode [IF] tells no range of its values'):
         read_image(tmp_path / 'x.tif')
 
 
@@ -286,8 +286,16 @@ def test_the_next_image_takes_the_place_with_its_own_label(root):
     assert unreadable(dataset).startswith('2 of 9 images cannot be read')
 
 
-@pytest.mark.parametrize('content', [b'', b'text', b'\x89PNG\r\n\x1a\n' + bytes(30),
-                                     b'P6\n-1 1\n255\n', b'P5\n9000000 9000000\n255\n '])  # fmt: skip
+@pytest.mark.parametrize(
+    'content',
+    [
+        b'',
+        b'text',
+        b'\x89PNG\r\n\x1a\n' + bytes(30),
+        b'P6\n-1 1\n255\n',
+        b'P5\n9000000 9000000\n255\n ',
+    ],
+)
 def test_damage_of_any_kind_is_counted(root, content):
     (root / 'val' / 'ant' / '0.png').write_bytes(content)
     dataset = load_dataset('', root, 'val')
