@@ -148,7 +148,7 @@ def _asked_channels(args: Namespace) -> int | None:
     told = {
         '--input-size': args.input_size and args.input_size[0],
         '--in-chans': args.in_chans,
-        '--model-kwargs in_chans': args.model_kwargs.get('in_chans'),
+        '--model-kwargs in_chans': dict(args.model_kwargs).get('in_chans'),
     }
     told = {name: channels for name, channels in told.items() if channels is not None}
     if len(set(told.values())) > 1:
