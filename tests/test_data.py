@@ -286,7 +286,7 @@ def test_an_empty_folder_is_refused(tmp_path):
 def test_a_split_without_images_is_refused(tmp_path, classes):
     (tmp_path / 'train').mkdir()
     write_folder(tmp_path, 'train', classes, images=0)
-    with pytest.raises(ValueError, match=r"no images in .* for split 'train': Found 0 images"):
+    with pytest.raises(ValueError, match=r"train, split 'train': no images: no files at all"):
         load_dataset('', tmp_path)
 
 
@@ -297,8 +297,9 @@ def test_names_of_torchvision_go_to_timm(tmp_path):
     write_idx(tmp_path / 'MNIST' / 'raw', SCANS[:9], LABELS[:9], zipped=False, splits=['train'])
     write_idx(tmp_path / 'MNIST' / 'raw', SCANS[9:], LABELS[9:], False, ['validation'])
     for split, part in (('train', slice(9)), ('val', slice(9, None))):
-        dataset = load_dataset('torch/mnist', tmp_path, split)
+        dataset = load_dataset('torch/mnist', tmp_path, split, 'L')
         assert np.array_equal(pixels(dataset), SCANS[part])
+        assert load_dataset('torch/mnist', tmp_path, split)[0][0].mode == 'RGB'
         assert len(class_names(dataset)) == 10
 
 

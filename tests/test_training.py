@@ -1037,7 +1037,8 @@ def test_ctrl_c_exits_with_130_and_resume_finishes_the_run(argv, tmp_path):
     lines += stdout.splitlines(keepends=True)
     assert process.returncode == 130, stderr
     assert stderr == '\ninterrupted; go on from the last whole epoch with --resume auto\n'
-    assert all(line.startswith(('test_toponet: ', '  batch ', 'epoch ')) for line in lines), lines
+    known = ('train: ', 'validation: ', 'test_toponet: ', '  batch ', 'epoch ')
+    assert all(line.startswith(known) for line in lines), lines
     assert '\r' not in ''.join(lines)
     done = rows(tmp_path / 'run')
     assert 2 <= len(done) < 25

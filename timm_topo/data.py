@@ -16,13 +16,17 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from timm.data import create_dataset
+from timm.data import ImageDataset, create_dataset, get_img_extensions, set_img_extensions
 from torch.utils.data import Dataset, IterableDataset
 
 from .extras import needs
-from .variants import VARIANTS, make_variant
+from .images import SUFFIXES, ImageFiles, contents, hidden
+from .variants import VARIANTS, Converted, Variant, make_variant
 
-__all__ = ['ALIASES', 'ArrayDataset', 'Portion', 'class_names', 'examples', 'load_dataset']
+__all__ = [
+    'ALIASES', 'ArrayDataset', 'Portion', 'class_names', 'examples', 'image_files', 'load_dataset',
+    'summary', 'unreadable',
+]  # fmt: skip
 
 #: The data sets of Janik & Nowak, section 4, by torchvision's files.
 ALIASES = {
@@ -116,6 +120,7 @@ def load_dataset(
     root: str | Path | None = None,
     split: str = 'train',
     mode: str = 'RGB',
+    is_training: bool = False,
     **timm_options,
 ) -> Dataset:
     """A data set for ``timm.data.create_loader``.
@@ -127,17 +132,19 @@ def load_dataset(
             :data:`ALIASES`.
         root: Folder with the data.
         split: ``'train'`` or ``'validation'``, or what timm's data set calls its splits.
-        mode: PIL mode, ``'RGB'`` or ``'L'``.
+        mode: PIL mode, as of :data:`timm_topo.images.MODES`.
+        is_training: Whether images that cannot be read are replaced; what else timm makes of it.
         **timm_options: For ``timm.data.create_dataset`` (timm names only).
 
     Raises:
         FileNotFoundError: The folder, its split or a file is missing.
-        ValueError: Unknown name or split, no folder given, or no images in it.
+        ValueError: Unknown name or split, no folder given, or one that cannot be meant: without
+            images, with classes without images, with class folders inside others.
     """
     name = ALIASES.get(name, name)
     variant, slash, inner = name.partition('/')
     if slash and variant.partition(':')[0] in VARIANTS:
-        dataset = load_dataset(inner, root, split, 'RGB', **timm_options)
+        dataset = load_dataset(inner, root, split, 'RGB', is_training, **timm_options)
         groups = [group[0] for group in (_TRAIN, _EVAL) if split in group]
         changed = make_variant(variant, dataset, mode, salt=groups[0] if groups else split)
         if names := class_names(dataset):
@@ -164,25 +171,97 @@ def load_dataset(
     if name == 'strips':
         return ArrayDataset(*_strips(Path(root), _is_train(split)), mode=mode)
     if name == '':
-        return _folder(Path(root), split, mode, timm_options)
+        return _folder(Path(root), split, mode, is_training, timm_options)
     if prefix == 'torch':
         _is_train(split)  # timm reads any other split as the test set
+    options = dict(split=split, input_img_mode=mode, is_training=is_training, **timm_options)
     try:
-        return create_dataset(
-            name, root=str(root), split=split, input_img_mode=mode, **timm_options
-        )
+        dataset = create_dataset(name, root=str(root), **options)
     except (AssertionError, RuntimeError) as error:  # unknown torchvision name; files missing
         raise ValueError(f'{name}: {error}') from None
+    if isinstance(dataset, ImageDataset):
+        return ImageFiles(dataset.reader, mode, is_training)
+    if prefix == 'torch':  # images as they were stored
+        names, dataset = class_names(dataset), Converted(dataset, mode)
+        if names:
+            dataset.classes = names
+    return dataset
 
 
 def class_names(dataset: Dataset) -> list[str] | None:
     """Class names of a data set in label order; None where it does not tell."""
     if hasattr(dataset, 'classes'):
         return list(dataset.classes)
-    to_index = getattr(getattr(dataset, 'reader', None), 'class_to_idx', None)
+    reader = getattr(dataset, 'reader', None)
+    to_index = getattr(reader, 'class_to_idx', getattr(reader, 'class_name_to_idx', None))
     if not to_index:
         return None
     return sorted(to_index, key=to_index.get)
+
+
+def image_files(dataset: Dataset) -> tuple[ImageFiles | None, list[int] | slice]:
+    """The image files that a data set consists of, if it does, and which of them it takes."""
+    chosen = slice(None)
+    while isinstance(dataset, (Portion, Variant)):
+        if isinstance(dataset, Portion):
+            chosen = dataset.chosen
+        dataset = dataset.dataset
+    return (dataset if isinstance(dataset, ImageFiles) else None), chosen
+
+
+def summary(dataset: Dataset) -> str:
+    """What a data set consists of: images, classes, the smallest one, files that were skipped."""
+    if not hasattr(dataset, '__len__'):
+        return 'images read in order'
+    told, names, labels = f'{len(dataset):,} images', class_names(dataset), _labels(dataset)
+    if names:
+        told += f' of {len(names)} classes'
+    if names and labels is not None:
+        counts = np.bincount(labels, minlength=len(names))
+        told += f', the smallest {names[counts.argmin()]!r} with {counts.min():,}'
+    files, _ = image_files(dataset)
+    if files is None or files.found is None:
+        return told
+    if files.found.nested:
+        told += f'; classes are the innermost folders: {files.found.nested}'
+    if files.found.skipped:
+        told += f'; skipped {files.found.listed()}'
+    return told
+
+
+def unreadable(dataset: Dataset) -> str:
+    """How many images cannot be read, as far as that was tried, the first and why; ``''`` if all.
+
+    Raises:
+        ValueError: No image of a class can be read.
+    """
+    files, chosen = image_files(dataset)
+    if files is None:
+        return ''
+    flags = files.unreadable[chosen].numpy()
+    if not flags.any():
+        return ''
+    numbers = np.arange(len(files))[chosen]
+    first = files.reason(int(numbers[flags.argmax()]))
+    labels = np.zeros(len(files), int) if files.labels is None else files.labels
+    labels = labels[chosen]
+    for label in np.unique(labels[flags]):
+        if flags[labels == label].all():
+            name = (class_names(files) or ['all'])[label]
+            first = files.reason(int(numbers[labels == label][0]))
+            raise ValueError(f'no image of class {name!r} can be read, {first}')
+    return f'{flags.sum():,} of {len(flags):,} images cannot be read, {first}'
+
+
+def _labels(dataset: Dataset) -> np.ndarray | None:
+    """Class indices in order, where they are known without reading images."""
+    if isinstance(dataset, Portion):
+        labels = _labels(dataset.dataset)
+        return None if labels is None else labels[dataset.chosen]
+    if isinstance(dataset, Variant):
+        return _labels(dataset.dataset)
+    labels = getattr(dataset, 'labels', getattr(dataset, 'targets', None))  # ours, torchvision's
+    return None if labels is None or np.ndim(labels) != 1 else np.asarray(labels)
 
 
 def _is_train(split: str) -> bool:
@@ -273,21 +352,43 @@ def _unpack(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return images, labels
 
 
-def _folder(root: Path, split: str, mode: str, options: dict) -> Dataset:
+def _folder(root: Path, split: str, mode: str, training: bool, options: dict) -> Dataset:
     """A folder (or tar) of class folders; the split must be there, not guessed."""
-    if root.is_dir():
-        synonyms = next((group for group in (_TRAIN, _EVAL) if split in group), (split,))
-        found = [name for name in (split, *synonyms) if (root / name).exists()]
-        if not found:
-            has = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())[:8]
-            raise FileNotFoundError(
-                f'{root} has no folder for split {split!r} (looked for {", ".join(synonyms)}; '
-                f'it has {", ".join(has) or "no folders"})'
-            )
+    if not root.is_dir():
+        return ImageFiles(_tar(root, options), mode, training)
+    synonyms = next((group for group in (_TRAIN, _EVAL) if split in group), (split,))
+    folder = next((root / name for name in (split, *synonyms) if (root / name).exists()), None)
+    if folder is None:
+        has = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())[:8]
+        raise FileNotFoundError(
+            f'{root} has no folder for split {split!r} (looked for {", ".join(synonyms)}; '
+            f'it has {", ".join(has) or "no folders"})'
+        )
     try:
-        return create_dataset('', root=str(root), split=split, input_img_mode=mode, **options)
-    except RuntimeError as error:
-        raise ValueError(f'no images in {root} for split {split!r}: {error}') from None
+        found = contents(folder)
+    except ValueError as error:
+        raise ValueError(f'{folder}, split {split!r}: {error}') from None
+    options.setdefault('class_map', {name: label for label, name in enumerate(found.classes)})
+    options.setdefault('input_key', ';'.join(SUFFIXES))
+    reader = create_dataset('', root=str(folder), search_split=False, **options).reader
+    reader.samples = [
+        (path, label)
+        for path, label in reader.samples
+        if not hidden(Path(path).relative_to(folder))
+    ]
+    return ImageFiles(reader, mode, training, found)
+
+
+def _tar(path: Path, options: dict):
+    """timm's reader of a tar, which takes the suffixes that are set for all readers."""
+    before = get_img_extensions()
+    set_img_extensions(SUFFIXES)
+    try:
+        return create_dataset('', root=str(path), **options).reader
+    except (RuntimeError, ValueError, OSError) as error:
+        raise ValueError(f'no images in {path}: {error}') from None
+    finally:
+        set_img_extensions(before)
 
 
 def examples(dataset: Dataset, count: int) -> list[np.ndarray | None]:

@@ -11,7 +11,9 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset, IterableDataset
 
-__all__ = ['VARIANTS', 'Coloured', 'Tiled', 'Variant', 'make_variant']
+from .images import UNREADABLE
+
+__all__ = ['VARIANTS', 'Coloured', 'Converted', 'Tiled', 'Variant', 'make_variant']
 
 
 class Variant(Dataset):
@@ -40,12 +42,21 @@ class Variant(Dataset):
 
     def __getitem__(self, index: int):
         image, label = self.dataset[index]
-        image = self.change(image, int(index) % len(self)).convert(self.mode)
+        if label != UNREADABLE:
+            image = self.change(image, int(index) % len(self))
+        image = image.convert(self.mode)
         return image if self.transform is None else self.transform(image), label
 
     def change(self, image: Image.Image, index: int) -> Image.Image:
         """The image with number ``index`` in another form."""
         raise NotImplementedError
+
+
+class Converted(Variant):
+    """Images as they are, in another PIL mode."""
+
+    def change(self, image: Image.Image, index: int) -> Image.Image:
+        return image
 
 
 class Coloured(Variant):

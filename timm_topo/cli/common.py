@@ -1,6 +1,7 @@
 """Options that commands share, and what they stand for."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ..analysis.tables import text_table, write_csv
-from ..data import load_dataset
+from ..data import load_dataset, summary
+from ..images import ImageFiles
 from ..stages import graph_stages, is_routed
 from ..training.evaluate import image_batches, image_mode
 from ..training.options import labelled, positive
@@ -159,14 +161,21 @@ def data_of(args: argparse.Namespace, model: nn.Module) -> Dataset | None:
     """What accuracy is measured on, if data are given."""
     if args.dataset is None:
         return None
-    return load_dataset(args.dataset, args.data_dir, args.val_split, image_mode(model))
+    return _told(load_dataset(args.dataset, args.data_dir, args.val_split, image_mode(model)))
 
 
 def training_data(args: argparse.Namespace, model: nn.Module) -> Dataset | None:
     """What a network is adapted to, if data are given."""
     if args.dataset is None:
         return None
-    return load_dataset(args.dataset, args.data_dir, args.train_split, image_mode(model))
+    return _told(load_dataset(args.dataset, args.data_dir, args.train_split, image_mode(model)))
+
+
+def _told(dataset: Dataset) -> Dataset:
+    """A data set; of a folder, what it holds is said beside the output."""
+    if isinstance(dataset, ImageFiles) and dataset.found:
+        print(f'{dataset.reader.root}: {summary(dataset)}', file=sys.stderr)
+    return dataset
 
 
 def described(args: argparse.Namespace) -> str:

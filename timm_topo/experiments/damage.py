@@ -19,7 +19,14 @@ from ..analysis.tables import read_numbers, write_csv
 from ..checkpoint import save
 from ..report.network import damage_figures
 from ..stages import graph_stages, is_routed
-from ..training.evaluate import eval_loader, evaluate, image_batches, in_memory
+from ..training.evaluate import (
+    check_classes,
+    eval_loader,
+    evaluate,
+    image_batches,
+    in_memory,
+    tell_unreadable,
+)
 from ..training.loop import train
 from .series import FREE, pending
 
@@ -79,8 +86,11 @@ class Damage:
                 out of range.
         """
         self._check()
+        check_classes(self.model, self.data)
         loader = in_memory(eval_loader(self.model, self.data, self.batch_size), self.images)
         device = next(self.model.parameters()).device
+
+        tell_unreadable(self.data)
 
         def score(model: nn.Module) -> float:
             return evaluate(model, loader, device)['top1']

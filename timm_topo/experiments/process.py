@@ -12,6 +12,7 @@ from ..analysis.process import set_edge_weights
 from ..analysis.tables import read_csv, write_csv
 from ..checkpoint import load, saved_config
 from ..stages import is_routed
+from ..training.build import NO_WEIGHTS
 from ..training.loop import train
 from ..training.options import build_parser, parse_args, read_config
 from .series import FREE, pending, plain
@@ -22,7 +23,7 @@ _CHOSEN = 5  # snapshots, where none are named
 #: Options of the run that its networks share: the network, the data, how images are prepared.
 _SHARED = (
     'model', 'rewire', 'rewire_kwargs', 'num_classes', 'dataset', 'train_split', 'val_split',
-    'img_size', 'input_size', 'crop_pct', 'mean', 'std', 'interpolation',
+    'img_size', 'input_size', 'in_chans', 'crop_pct', 'mean', 'std', 'interpolation',
 )  # fmt: skip
 _FREE = FREE | {'from_saved'}  # the run, which may move; its weights are compared instead
 
@@ -129,7 +130,8 @@ def _options(run: Path, options: Namespace | None) -> Namespace:
     asked.model_kwargs = own
     asked.from_saved, asked.from_saved_weights = str(run / 'model'), 'frozen'
     asked.rewire, asked.rewire_kwargs, asked.fit_parameters = None, {}, None
-    asked.initial_checkpoint, asked.save, asked.snapshot_interval = '', 'last', 1.0
+    asked.save, asked.snapshot_interval = 'last', 1.0
+    vars(asked).update(NO_WEIGHTS)
     return asked
 
 

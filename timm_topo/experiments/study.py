@@ -23,6 +23,7 @@ from ..analysis.tables import group, mean_and_spread, read_csv, text_table, writ
 from ..checkpoint import load, save
 from ..data import load_dataset
 from ..stages import Stage, graph_stages
+from ..training.build import NO_WEIGHTS
 from ..training.evaluate import accuracy, image_mode
 from ..training.loop import train
 from .series import FREE, pending
@@ -139,6 +140,7 @@ class Study:
             given = self.options.model_kwargs
             own = {name: given[name] for name in given if name not in pruned.topology()}
             again = dict(from_saved=str(home / 'pruned'), seed=1000 + seed, model_kwargs=own)
+            again |= NO_WEIGHTS
             runs = {KINDS[2]: self._fit(home / 'rerun', label, **again)}
             again['fit_parameters'] = rows[0]['parameters']
             runs[KINDS[3]] = self._fit(home / 'fitted', label, **again)

@@ -4,7 +4,7 @@ import math
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -23,12 +23,19 @@ from ..analysis.process import set_edge_weights
 from ..analysis.prune import freeze_edge_weights, retrainable
 from ..checkpoint import load, read_checkpoint, saved_config
 from ..connectivity import exempt_from_weight_decay
-from ..data import Portion, class_names, load_dataset
+from ..data import Portion, class_names, load_dataset, summary
+from ..images import image_mode
 from ..models import rewire
 from ..task import TopoTask
 from .log import RunLog, stages_of
+from .weights import load_weights, pretrained_weights
 
-__all__ = ['Run', 'build', 'build_model', 'default_name', 'split_rewire_kwargs']
+__all__ = [
+    'NO_WEIGHTS', 'Run', 'build', 'build_model', 'default_name', 'split_rewire_kwargs',
+]  # fmt: skip
+
+#: Options of a training that starts from no weights, or from those of a saved network.
+NO_WEIGHTS = dict(initial_checkpoint='', pretrained=False, pretrained_path='')
 
 _OF_REWIRE = ('wiring', 'projection', 'exact', 'sparsity', 'sparsity_weight', 'projected_entry')
 
@@ -48,6 +55,7 @@ class Run:
     log: RunLog
     saver: CheckpointSaver | None = None
     scheduler: object = None
+    told: list[str] = field(default_factory=list)  # what there is to say at the start
 
     @property
     def model(self) -> nn.Module:
@@ -78,23 +86,23 @@ def default_name(args: Namespace) -> str:
 def build(args: Namespace, device: torch.device):
     """Data, model, task and optimizer, not yet wrapped for several processes."""
     options = dict(download=args.dataset_download, seed=args.seed, batch_size=args.batch_size)
-    mode = 'L' if _image_channels(args) == 1 else 'RGB'
-    data = {
-        split: load_dataset(
-            args.dataset,
-            args.data_dir,
-            split,
-            mode,
-            is_training=split == args.train_split,
-            **options,
-        )
-        for split in (args.train_split, args.val_split)
-    }
-    classes = _check_classes(args, data)
-    trained = data[args.train_split]
+    mode = image_mode(_image_channels(args))
+    if args.aa and mode != 'RGB':
+        raise ValueError(f'--aa {args.aa} is for images with 3 channels, these are {mode}')
+    if args.dataset == '' and Path(args.data_dir or '').is_file():
+        raise ValueError(f'{args.data_dir} is one file, which both splits would read: unpack it')
+    trained, evaluated = (
+        load_dataset(args.dataset, args.data_dir, split, mode, is_training=training, **options)
+        for split, training in ((args.train_split, True), (args.val_split, False))
+    )
+    classes = _check_classes(args, trained, evaluated)
     if args.train_images:
         trained = Portion(trained, args.train_images)
-    model = build_model(args, classes)
+    told = [
+        f'{split}: {summary(dataset)}'
+        for split, dataset in ((args.train_split, trained), (args.val_split, evaluated))
+    ]
+    model = build_model(args, classes, told)
     data_config = resolve_input_data_config(model, vars(args))
     model.to(device)
     if args.channels_last:
@@ -124,26 +132,40 @@ def build(args: Namespace, device: torch.device):
         task=task,
         optimizer=optimizer,
         loader_train=_train_loader(args, trained, data_config, device, model),
-        loader_eval=_eval_loader(args, data[args.val_split], data_config, device),
+        loader_eval=_eval_loader(args, evaluated, data_config, device),
         autocast=partial(torch.autocast, device.type, amp_dtype) if args.amp else nullcontext,
         scaler=NativeScaler(device.type)
         if args.amp and amp_dtype == torch.float16 and device.type == 'cuda'
         else None,
         log=RunLog(None),
+        told=told,
     )
     return run, data_config, classes
 
 
+def _asked_channels(args: Namespace) -> int | None:
+    """Channels of the images, where an option tells."""
+    told = {
+        '--input-size': args.input_size and args.input_size[0],
+        '--in-chans': args.in_chans,
+        '--model-kwargs in_chans': dict(args.model_kwargs).get('in_chans'),
+    }
+    told = {name: channels for name, channels in told.items() if channels is not None}
+    if len(set(told.values())) > 1:
+        raise ValueError(f'options disagree about the channels of the images: {told}')
+    return next(iter(told.values()), None)
+
+
 def _image_channels(args: Namespace) -> int:
-    if args.input_size:
-        return args.input_size[0]
+    if (asked := _asked_channels(args)) is not None:
+        return asked
     if args.from_saved:
         return saved_config(args.from_saved).get('pretrained_cfg', {}).get('input_size', [3])[0]
-    return args.model_kwargs.get('in_chans', 3)
+    return 3
 
 
-def _check_classes(args: Namespace, data: dict) -> list[str] | None:
-    train, validation = (class_names(data[split]) for split in (args.train_split, args.val_split))
+def _check_classes(args: Namespace, trained, evaluated) -> list[str] | None:
+    train, validation = class_names(trained), class_names(evaluated)
     if train is None:
         if args.num_classes is None:
             raise ValueError(f'data set {args.dataset!r} does not tell its classes: --num-classes')
@@ -162,21 +184,39 @@ def _check_classes(args: Namespace, data: dict) -> list[str] | None:
     return train
 
 
-def build_model(args: Namespace, classes: list[str] | None) -> nn.Module:
-    """The network that ``args`` describe, for these classes where they give no number."""
+def build_model(
+    args: Namespace, classes: list[str] | None, told: list[str] | None = None
+) -> nn.Module:
+    """The network that ``args`` describe, for these classes where they give no number.
+
+    ``told`` receives what weights that were given are not used for.
+    """
+    told = [] if told is None else told
     num_classes = len(classes) if args.num_classes is None else args.num_classes
+    channels = _asked_channels(args)
+    given = {} if channels is None else {'in_chans': channels}
+    starts = {f'--{name.replace("_", "-")}': getattr(args, name) for name in NO_WEIGHTS}
+    starts = [name for name, value in starts.items() if value]
     if args.fit_parameters and not args.from_saved:
         raise ValueError('--fit-parameters needs --from-saved')
     if args.snapshot is not None and (not args.from_saved or args.from_saved_weights != 'frozen'):
         raise ValueError('--snapshot needs --from-saved RUN/model --from-saved-weights frozen')
     if args.from_saved:
-        if args.initial_checkpoint:
-            raise ValueError('give --from-saved or --initial-checkpoint, not both')
+        if starts:
+            raise ValueError(f'give --from-saved or {starts[0]}, not both')
         _check_structure(args)
-        options = dict(num_classes=num_classes, drop_rate=args.drop, **args.model_kwargs)
+        options = dict(
+            num_classes=num_classes, drop_rate=args.drop, **{**args.model_kwargs, **given}
+        )
         if args.fit_parameters:
             return _fitted(args, options)
         model = _rewire(args, load(args.from_saved, **options))
+        classes = saved_config(args.from_saved).get('pretrained_cfg', {}).get('num_classes')
+        if args.from_saved_weights.startswith('finetune') and classes != num_classes:
+            told.append(
+                f'the classifier starts anew: {classes} classes in {args.from_saved}, '
+                f'{num_classes} here'
+            )
         if args.from_saved_weights == 'finetune':
             return model
         finetuned = args.from_saved_weights == 'finetune-frozen'
@@ -193,24 +233,26 @@ def build_model(args: Namespace, classes: list[str] | None) -> nn.Module:
         return retrainable(model, args.from_saved_weights)
     if ':' not in args.model and not timm.is_model(args.model):
         raise ValueError(f'unknown model {args.model!r}: see timm.list_models()')
-    if args.initial_checkpoint:
-        read_checkpoint(args.initial_checkpoint)  # for its errors
-    options = dict(args.model_kwargs)
-    if args.input_size:
-        options['in_chans'] = args.input_size[0]
+    if args.initial_checkpoint and len(starts) > 1:
+        raise ValueError(f'give --initial-checkpoint or {starts[1]}, not both')
+    options = {**args.model_kwargs, **given}
+    registered = args.pretrained and not args.pretrained_path
     try:
         model = timm.create_model(
-            args.model,
-            num_classes=num_classes,
-            drop_rate=args.drop,
-            checkpoint_path=args.initial_checkpoint,
-            **options,
+            args.model, registered, num_classes=num_classes, drop_rate=args.drop, **options
         )
     except RuntimeError as error:
-        if 'state_dict' not in str(error):
+        if 'No pretrained weights' not in str(error):
             raise
-        reason = ' '.join(str(error).split())[:200]
-        raise ValueError(f'{args.initial_checkpoint} is of another model: {reason}') from None
+        raise ValueError(f'timm has no weights of {args.model}: --pretrained-path FILE') from None
+    if registered and model.pretrained_cfg['num_classes'] != num_classes:
+        told.append(f'the classifier starts anew: {num_classes} classes')
+    if args.initial_checkpoint:
+        state = read_checkpoint(args.initial_checkpoint)
+        told += load_weights(model, state, args.initial_checkpoint)
+    if args.pretrained_path:
+        state = pretrained_weights(model, args.model, args.pretrained_path, options)
+        told += load_weights(model, state, args.pretrained_path, classifier=False)
     return _rewire(args, model)
 
 

@@ -1,8 +1,10 @@
 """Accuracy of a model over a loader."""
 
 import copy
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 from timm.data import create_loader, resolve_data_config
@@ -11,16 +13,21 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from tqdm import tqdm
 
+from .. import images as image_files
 from ..analysis.cost import input_size_of
+from ..data import class_names, unreadable
+from ..images import UNREADABLE, ImageFiles
 
 __all__ = [
     'accuracy',
+    'check_classes',
     'eval_loader',
     'evaluate',
     'image_batches',
     'image_mode',
     'in_memory',
     'sample',
+    'tell_unreadable',
 ]
 
 
@@ -33,7 +40,7 @@ def evaluate(
     channels_last: bool = False,
     distributed: bool = False,
 ) -> dict:
-    """Cross-entropy, top-1 and top-5, exact over all processes.
+    """Cross-entropy, top-1 and top-5, exact over all processes, of the images that can be read.
 
     Args:
         model: Set to evaluation mode.
@@ -47,13 +54,17 @@ def evaluate(
         ``loss``, and ``top1`` and ``top5`` in percent.
     """
     model.eval()
-    evaluator = ClassificationEvaluator(device, max_samples=evaluation_sample_limit(loader))
+    evaluator, left = ClassificationEvaluator(device), evaluation_sample_limit(loader)
     for images, target in loader:
         if channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         with autocast():
             output = model(images)
-        evaluator.update(output, target)
+        if left is not None:  # what follows is padding of a distributed sampler
+            output, target = output[:left], target[:left]
+            left -= len(target)
+        readable = target != UNREADABLE
+        evaluator.update(output[readable], target[readable])
     return dict(evaluator.compute(distributed=distributed))
 
 
@@ -64,14 +75,49 @@ def accuracy(model: nn.Module, dataset: Dataset, batch_size: int = 128) -> float
         model: A timm model.
         dataset: As from :func:`timm_topo.data.load_dataset`; its transform is replaced.
         batch_size: Images per pass.
+
+    Warns:
+        UserWarning: Images cannot be read.
+
+    Raises:
+        ValueError: As for :func:`check_classes` and :func:`tell_unreadable`.
     """
+    check_classes(model, dataset)
     device = next(model.parameters()).device
-    return evaluate(model, eval_loader(model, dataset, batch_size), device)['top1']
+    top1 = evaluate(model, eval_loader(model, dataset, batch_size), device)['top1']
+    tell_unreadable(dataset)
+    return top1
+
+
+def check_classes(model: nn.Module, dataset: Dataset) -> None:
+    """Whether a folder has the classes of ``model``: its labels follow from what it holds.
+
+    Raises:
+        ValueError: It has others.
+    """
+    names, known = class_names(dataset), model.pretrained_cfg.get('label_names')
+    if not isinstance(dataset, ImageFiles) or not names:
+        return
+    if len(names) != model.num_classes:
+        raise ValueError(f'the data has {len(names)} classes, the network {model.num_classes}')
+    if known and list(known) != names:
+        odd = sorted(set(known) ^ set(names))[:5]
+        raise ValueError(f'data and network have other classes: {", ".join(odd)}')
+
+
+def tell_unreadable(dataset: Dataset) -> None:
+    """Warn of images that could not be read in an evaluation.
+
+    Raises:
+        ValueError: No image of a class can be read.
+    """
+    if told := unreadable(dataset):
+        warnings.warn(f'not scored: {told}', stacklevel=3)
 
 
 def image_mode(model: nn.Module) -> str:
-    """PIL mode of the images that ``model`` takes, ``'RGB'`` or ``'L'``."""
-    return 'L' if input_size_of(model)[0] == 1 else 'RGB'
+    """PIL mode of the images that ``model`` takes."""
+    return image_files.image_mode(input_size_of(model)[0])
 
 
 def image_batches(
@@ -86,11 +132,12 @@ def image_batches(
         batch_size: Images per batch.
     """
     loader = sample(eval_loader(model, dataset, batch_size), count * batch_size)
-    return [images for images, _ in loader]
+    return [images for images, _ in loader if len(images)]
 
 
 def sample(loader, count: int):
-    """A loader of ``count`` random images of a timm loader, always the same.
+    """A loader of ``count`` random images of a timm loader, always the same; less those that cannot
+    be read.
 
     Data sets that can only be read in order give the loader itself.
     """
@@ -102,9 +149,14 @@ def sample(loader, count: int):
     chosen.loader = DataLoader(
         Subset(inner.dataset, order[:count].tolist()),
         batch_size=inner.batch_size,
-        collate_fn=inner.collate_fn,
+        collate_fn=partial(_readable, inner.collate_fn),
     )
     return chosen
+
+
+def _readable(collate: Callable, batch: list) -> tuple[Tensor, Tensor]:
+    images, target = collate(batch)
+    return images[target != UNREADABLE], target[target != UNREADABLE]
 
 
 def in_memory(loader, limit: int | None = None):

@@ -29,6 +29,7 @@ from torch import nn
 from ..analysis.history import snapshot_updates
 from ..analysis.routing import routing, routing_metrics
 from ..checkpoint import FORMAT, FORMAT_KEY, read_checkpoint, save
+from ..data import image_files, unreadable
 from ..stages import use
 from .build import Run, build, default_name
 from .evaluate import evaluate, sample
@@ -167,6 +168,8 @@ def _schedule(run: Run, start_epoch: int) -> int:
 
 def _announce(run: Run, start_epoch: int, epochs: int) -> None:
     args, task = run.args, run.task
+    for line in run.told:
+        run.log.say(line)
     parameters = sum(p.numel() for p in run.model.parameters())
     sparsity = f', sparsity {task.sparsity} x {task.sparsity_weight:g}'
     run.log.say(
@@ -189,6 +192,7 @@ def _epoch(run: Run, epoch: int, epochs: int) -> None:
     train_metrics = _train_epoch(run, epoch, epochs)
     rates = [group['lr'] for group in run.optimizer.param_groups]
     lr = sum(rates) / len(rates)
+    _tell_unreadable(run, args.train_split, run.loader_train.dataset, 'replaced')
     if not math.isfinite(train_metrics['loss']):
         raise FloatingPointError(
             f'the loss is {train_metrics["loss"]} in epoch {epoch + 1}: try a smaller --lr, '
@@ -206,6 +210,7 @@ def _epoch(run: Run, epoch: int, epochs: int) -> None:
         averaged = _evaluate(run, run.task.get_eval_model(ema=True))
         shown += f', averaged weights {averaged["top1"]:.2f}%'
         eval_metrics = {**averaged, 'raw_top1': eval_metrics['top1']}
+    _tell_unreadable(run, args.val_split, run.loader_eval.dataset, 'not scored')
     if run.scheduler is not None:
         run.scheduler.step(epoch + 1, eval_metrics['top1'])
     if is_primary(args):
@@ -222,6 +227,21 @@ def _epoch(run: Run, epoch: int, epochs: int) -> None:
             f'sparsity {train_metrics["sparsity"]:.2f}, {shown} '
             f'({train_metrics["seconds"]:.0f} s)'
         )
+
+
+def _tell_unreadable(run: Run, split: str, dataset, what: str) -> None:
+    """Say how many images of all processes cannot be read, once for each number."""
+    files, _ = image_files(dataset)
+    if files is None:
+        return
+    if run.args.distributed:
+        flags = files.unreadable.to(run.device, torch.uint8)
+        torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
+        files.unreadable |= flags.bool().cpu()
+    told = unreadable(dataset)
+    if told and told not in run.told:
+        run.told.append(told)
+        run.log.say(f'{split}, {what}: {told}')
 
 
 def _routes(run: Run, model: nn.Module) -> dict | None:

@@ -68,7 +68,21 @@ def _model(parser):
     )  # fmt: skip
     group.add_argument('--num-classes', type=int, metavar='N', help='default: as in the data')
     group.add_argument('--drop', type=float, default=0.0, metavar='PCT')
-    group.add_argument('--initial-checkpoint', default='', metavar='PATH')
+    group.add_argument(
+        '--in-chans', type=positive, metavar='N',
+        help='image channels: 1 (grey), 2 (and alpha), 3 (colour), 4 (and alpha); default: 3',
+    )  # fmt: skip
+    group.add_argument(
+        '--pretrained', action='store_true', help="start from timm's weights of the model"
+    )
+    group.add_argument(
+        '--pretrained-path', default='', metavar='FILE',
+        help='start from these instead, as timm reads pretrained ones, with a new classifier',
+    )  # fmt: skip
+    group.add_argument(
+        '--initial-checkpoint', default='', metavar='FILE',
+        help='start from the weights of a training; a classifier of other classes starts anew',
+    )  # fmt: skip
     group.add_argument(
         '--from-saved', metavar='FOLDER',
         help='train the saved (pruned) network in FOLDER instead of --model',

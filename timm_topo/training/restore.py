@@ -20,7 +20,7 @@ from ..checkpoint import (
     stored_network,
     training_options,
 )
-from .build import build_model, split_rewire_kwargs
+from .build import NO_WEIGHTS, build_model, split_rewire_kwargs
 from .options import build_parser, parse_args, read_config
 
 __all__ = ['restore']
@@ -107,8 +107,6 @@ def _options(
                 )
             told = _migrated(told, number, path)
         vars(args).update({name: told[name] for name in vars(args) if name in told})
-        if told.get('in_chans') and not args.input_size:  # of timm's train.py
-            args.model_kwargs = {'in_chans': told['in_chans'], **(args.model_kwargs or {})}
     else:
         args.model, args.model_kwargs = model, dict(model_kwargs or {})
         args.num_classes = args.model_kwargs.pop('num_classes', None)
@@ -117,7 +115,7 @@ def _options(
     named = isinstance(args.model, str) and timm.is_model(args.model.split('.')[0])
     if not args.from_saved and not named:
         raise ValueError(f'{path} is of an unknown model {args.model!r}: see timm.list_models()')
-    args.initial_checkpoint = ''
+    vars(args).update(NO_WEIGHTS)
     return args
 
 
