@@ -30,6 +30,13 @@ setup(
     packages=find_packages(include=['timm_topo*', 'd2_topo*']),
     package_data={'timm_topo.models': ['counts.json']},
     python_requires='>=3.10',
-    install_requires=['torch>=2.6', 'torchvision', 'timm>=1.0.31', 'networkx>=3.0', 'safetensors'],
+    install_requires=[
+        'torch>=2.6',
+        'torchvision',
+        'timm>=1.0.31',
+        'networkx>=3.0',
+        'safetensors',
+        'jsonargparse>=4.40',
+    ],
     extras_require=EXTRAS,
 )

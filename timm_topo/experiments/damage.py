@@ -1,7 +1,6 @@
 """Damage curves of a trained network, with and without training (TopoNet, section 4.4, Fig. 4)."""
 
 import hashlib
-from argparse import Namespace
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from ..training.evaluate import (
     tell_unreadable,
 )
 from ..training.loop import train
+from ..training.options import TrainingOptions
 from .series import FREE, pending
 
 __all__ = ['Damage']
@@ -69,7 +69,7 @@ class Damage:
     orders: Sequence[str] = ('weakest',)
     seeds: Sequence[int] = (0,)
     nodes: bool = True
-    retrain: Namespace | None = None
+    retrain: TrainingOptions | None = None
     batch_size: int = 128
 
     def run(self) -> dict:

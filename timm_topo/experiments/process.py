@@ -1,6 +1,6 @@
 """Topologies of the optimization process, trained from scratch (TopoNet, section 4.5, Fig. 5)."""
 
-from argparse import Namespace
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from ..checkpoint import load, saved_config
 from ..stages import is_routed
 from ..training.build import NO_WEIGHTS
 from ..training.loop import train
-from ..training.options import build_parser, parse_args, read_config
+from ..training.options import TrainingOptions, parse_args, read_options
 from .series import FREE, pending, plain
 
 __all__ = ['retrain_snapshots']
@@ -31,7 +31,7 @@ _FREE = FREE | {'from_saved'}  # the run, which may move; its weights are compar
 def retrain_snapshots(
     run: str | Path,
     epochs: Sequence[float] | None,
-    options: Namespace | None,
+    options: TrainingOptions | None,
     output: str | Path,
     seeds: Sequence[int | None] = (None,),
 ) -> list[dict]:
@@ -111,10 +111,10 @@ def _check_network(run: Path, weights: dict[float, dict[str, Tensor]]) -> None:
             ) from None
 
 
-def _options(run: Path, options: Namespace | None) -> Namespace:
+def _options(run: Path, options: TrainingOptions | None) -> TrainingOptions:
     """Options of all trainings, from the run's and those that were given."""
-    made = read_config(run / 'args.yaml', build_parser())
-    asked = parse_args([], run / 'args.yaml') if options is None else Namespace(**vars(options))
+    made = read_options(run / 'args.yaml')
+    asked = parse_args([], run / 'args.yaml') if options is None else copy.copy(options)
     for name in _SHARED:
         if name in made and made[name] != plain(getattr(asked, name)):
             raise ValueError(
@@ -135,7 +135,7 @@ def _options(run: Path, options: Namespace | None) -> Namespace:
     return asked
 
 
-def _fit(folder: Path, options: Namespace, weights: dict[str, Tensor], changes: dict) -> None:
+def _fit(folder: Path, options: TrainingOptions, weights: dict[str, Tensor], changes: dict) -> None:
     """One training, gone on with, or left alone where it is done."""
     args = pending(folder, options, _FREE, **changes)
     try:

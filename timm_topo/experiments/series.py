@@ -1,29 +1,30 @@
 """Trainings in folders of their own: what is done is kept, what was interrupted goes on."""
 
 import copy
-from argparse import Namespace
 from collections.abc import Collection
 from pathlib import Path
 
 import yaml
 
+from ..training.options import TrainingOptions, read_options
+
 __all__ = ['FREE', 'pending', 'plain']
 
 #: Options of a training that do not change what it gives, or name places that may move.
 FREE = frozenset((
-    'config', 'device', 'workers', 'log_interval', 'no_tensorboard', 'checkpoint_hist', 'output',
+    'device', 'workers', 'log_interval', 'tensorboard', 'checkpoint_hist', 'output',
     'experiment', 'resume', 'validation_batch_size', 'snapshot_interval',
 ))  # fmt: skip
 
 
 def pending(
-    folder: Path, options: Namespace, free: Collection[str] = FREE, **changes
-) -> Namespace | None:
+    folder: Path, options: TrainingOptions, free: Collection[str] = FREE, **changes
+) -> TrainingOptions | None:
     """Options for a training in ``folder`` that starts or goes on; None where it is done.
 
     Args:
         folder: Of the run.
-        options: As from :func:`timm_topo.training.options.parse_args`.
+        options: Of the training.
         free: Names of options that may differ from those the run was made with.
         **changes: Options of this training.
 
@@ -35,7 +36,7 @@ def pending(
     vars(args).update(changes)
     path = folder / 'args.yaml'
     if path.exists():
-        made = yaml.safe_load(path.read_text(encoding='utf-8')) or {}
+        made = read_options(path)
         for name in sorted(made.keys() & vars(args).keys() - set(free)):
             if made[name] != plain(vars(args)[name]):
                 raise ValueError(

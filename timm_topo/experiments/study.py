@@ -2,7 +2,6 @@
 
 import math
 import statistics
-from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -26,6 +25,7 @@ from ..stages import Stage, graph_stages
 from ..training.build import NO_WEIGHTS
 from ..training.evaluate import accuracy, image_mode
 from ..training.loop import train
+from ..training.options import TrainingOptions
 from .series import FREE, pending
 
 __all__ = ['KINDS', 'Study']
@@ -56,7 +56,7 @@ class Study:
     output: Path
     data: dict[str, tuple[str, str | None]]
     seeds: Sequence[int]
-    options: Namespace
+    options: TrainingOptions
     threshold: float = 0.006
     thresholds: Sequence[float] = THRESHOLDS
 

@@ -1,7 +1,6 @@
 """What a run is made of: data, model, task, optimizer and loaders, each from timm."""
 
 import math
-from argparse import Namespace
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -28,6 +27,7 @@ from ..images import image_mode
 from ..models import rewire
 from ..task import TopoTask
 from .log import RunLog, stages_of
+from .options import TrainingOptions
 from .weights import load_weights, pretrained_weights
 
 __all__ = [
@@ -44,7 +44,7 @@ _OF_REWIRE = ('wiring', 'projection', 'exact', 'sparsity', 'sparsity_weight', 'p
 class Run:
     """Everything a run is made of."""
 
-    args: Namespace
+    args: TrainingOptions
     device: torch.device
     task: TopoTask
     optimizer: torch.optim.Optimizer
@@ -73,7 +73,7 @@ class Run:
         return math.ceil(len(self.loader_train) / self.args.grad_accum_steps)
 
 
-def default_name(args: Namespace) -> str:
+def default_name(args: TrainingOptions) -> str:
     """Name of the experiment where none is given."""
     model = Path(args.from_saved).name if args.from_saved else args.model
     if args.rewire is not None:
@@ -83,7 +83,7 @@ def default_name(args: Namespace) -> str:
     return f'{model}-{(args.dataset or Path(args.data_dir or "folder").name).replace("/", "_")}'
 
 
-def build(args: Namespace, device: torch.device):
+def build(args: TrainingOptions, device: torch.device):
     """Data, model, task and optimizer, not yet wrapped for several processes."""
     options = dict(download=args.dataset_download, seed=args.seed, batch_size=args.batch_size)
     mode = image_mode(_image_channels(args))
@@ -143,7 +143,7 @@ def build(args: Namespace, device: torch.device):
     return run, data_config, classes
 
 
-def _asked_channels(args: Namespace) -> int | None:
+def _asked_channels(args: TrainingOptions) -> int | None:
     """Channels of the images, where an option tells."""
     told = {
         '--input-size': args.input_size and args.input_size[0],
@@ -156,7 +156,7 @@ def _asked_channels(args: Namespace) -> int | None:
     return next(iter(told.values()), None)
 
 
-def _image_channels(args: Namespace) -> int:
+def _image_channels(args: TrainingOptions) -> int:
     if (asked := _asked_channels(args)) is not None:
         return asked
     if args.from_saved:
@@ -164,7 +164,7 @@ def _image_channels(args: Namespace) -> int:
     return 3
 
 
-def _check_classes(args: Namespace, trained, evaluated) -> list[str] | None:
+def _check_classes(args: TrainingOptions, trained, evaluated) -> list[str] | None:
     train, validation = class_names(trained), class_names(evaluated)
     if train is None:
         if args.num_classes is None:
@@ -185,7 +185,7 @@ def _check_classes(args: Namespace, trained, evaluated) -> list[str] | None:
 
 
 def build_model(
-    args: Namespace, classes: list[str] | None, told: list[str] | None = None
+    args: TrainingOptions, classes: list[str] | None, told: list[str] | None = None
 ) -> nn.Module:
     """The network that ``args`` describe, for these classes where they give no number.
 
@@ -256,7 +256,7 @@ def build_model(
     return _rewire(args, model)
 
 
-def _set_snapshot(args: Namespace, model: nn.Module) -> None:
+def _set_snapshot(args: TrainingOptions, model: nn.Module) -> None:
     """Give the saved network the edge weights that its run had earlier."""
     run = Path(args.from_saved).resolve().parent
     weights = read_snapshot(run, args.snapshot)
@@ -269,7 +269,7 @@ def _set_snapshot(args: Namespace, model: nn.Module) -> None:
         ) from None
 
 
-def _check_structure(args: Namespace) -> None:
+def _check_structure(args: TrainingOptions) -> None:
     """A saved network has its own graphs and sizes: others would not fit, or would replace them."""
     saved = saved_config(args.from_saved).get('model_args') or {}
     for name in {'wiring', 'node_ids'} & set(args.model_kwargs) & set(saved):
@@ -287,7 +287,7 @@ def _check_structure(args: Namespace) -> None:
             )
 
 
-def _fitted(args: Namespace, options: dict) -> nn.Module:
+def _fitted(args: TrainingOptions, options: dict) -> nn.Module:
     """The saved wiring with fresh weights, as wide as ``--fit-parameters`` says."""
     if args.from_saved_weights != 'reset' or args.rewire is not None:
         raise ValueError('--fit-parameters trains from scratch: --from-saved-weights reset alone')
@@ -310,7 +310,7 @@ def split_rewire_kwargs(kwargs: Mapping) -> tuple[dict, dict]:
     return options, {key: value for key, value in kwargs.items() if key not in _OF_REWIRE}
 
 
-def _rewire(args: Namespace, model: nn.Module) -> nn.Module:
+def _rewire(args: TrainingOptions, model: nn.Module) -> nn.Module:
     if args.rewire is None:
         if args.rewire_kwargs:
             raise ValueError(f'--rewire-kwargs {args.rewire_kwargs} need --rewire')
@@ -327,7 +327,7 @@ def _rewire(args: Namespace, model: nn.Module) -> nn.Module:
         ) from None
 
 
-def _loader(args: Namespace, dataset, data_config: dict, device: torch.device, **options):
+def _loader(args: TrainingOptions, dataset, data_config: dict, device: torch.device, **options):
     return create_loader(
         dataset,
         input_size=data_config['input_size'],
@@ -342,7 +342,7 @@ def _loader(args: Namespace, dataset, data_config: dict, device: torch.device, *
     )
 
 
-def _train_loader(args: Namespace, dataset, data_config: dict, device: torch.device, model):
+def _train_loader(args: TrainingOptions, dataset, data_config: dict, device: torch.device, model):
     collate = None
     if args.mixup > 0 or args.cutmix > 0:
         collate = FastCollateMixup(
@@ -353,8 +353,8 @@ def _train_loader(args: Namespace, dataset, data_config: dict, device: torch.dev
             label_smoothing=args.smoothing,
             num_classes=model.num_classes,
         )
-    padded = args.crop_padding is not None and not args.no_aug
-    interpolation = '' if args.no_aug else args.train_interpolation
+    padded = args.crop_padding is not None and args.aug
+    interpolation = args.train_interpolation if args.aug else ''
     loader = _loader(
         args,
         dataset,
@@ -362,7 +362,7 @@ def _train_loader(args: Namespace, dataset, data_config: dict, device: torch.dev
         device,
         batch_size=args.batch_size,
         is_training=True,
-        no_aug=args.no_aug,
+        no_aug=not args.aug,
         scale=args.scale,
         ratio=args.ratio,
         hflip=args.hflip,
@@ -387,7 +387,7 @@ def _train_loader(args: Namespace, dataset, data_config: dict, device: torch.dev
     return loader
 
 
-def _eval_loader(args: Namespace, dataset, data_config: dict, device: torch.device):
+def _eval_loader(args: TrainingOptions, dataset, data_config: dict, device: torch.device):
     return _loader(
         args,
         dataset,

@@ -5,9 +5,9 @@ workers do not outlive an epoch.
 """
 
 import copy
+import dataclasses
 import math
 import time
-from argparse import Namespace
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -34,13 +34,14 @@ from ..stages import use
 from .build import Run, build, default_name
 from .evaluate import evaluate, sample
 from .log import RunLog, prepare_folder, stages_of
+from .options import TrainingOptions
 
 __all__ = ['train']
 
 ROUTED_IMAGES = 1024  # per epoch, whose paths are logged
 
 
-def train(args: Namespace) -> dict:
+def train(args: TrainingOptions) -> dict:
     """Train, evaluate and save as ``args`` say (see :mod:`timm_topo.training.options`).
 
     The folder of the run receives ``args.yaml``, ``summary.csv``, TensorBoard events, timm
@@ -58,7 +59,7 @@ def train(args: Namespace) -> dict:
         FloatingPointError: The loss is no longer finite.
         ValueError: Data and model do not fit, or a checkpoint is damaged.
     """
-    given = {name: value for name, value in vars(args).items() if name != 'config'}
+    given = dataclasses.asdict(args)
     args = copy.deepcopy(args)
     args.device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
     args.experiment = args.experiment or default_name(args)
@@ -78,7 +79,7 @@ def train(args: Namespace) -> dict:
             part = folder / '.args.yaml.part'
             part.write_text(yaml.safe_dump({**given, FORMAT_KEY: FORMAT}), encoding='utf-8')
             part.replace(folder / 'args.yaml')
-            run.log = RunLog(folder, start_epoch, not args.no_tensorboard)
+            run.log = RunLog(folder, start_epoch, args.tensorboard)
             if start_epoch == 0:
                 run.log.snapshot(0, run.model)
             _announce(run, start_epoch, epochs)

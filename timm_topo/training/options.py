@@ -1,245 +1,264 @@
-"""Options of ``tools/train.py``: timm's names and meanings, from YAML or the command line."""
+"""Options of training: one typed object, from YAML, the command line or Python.
+
+Options that timm's ``train.py`` has are called and mean the same here.
+"""
 
 import argparse
+import dataclasses
 import math
+import re
+import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any, Literal
 
+import jsonargparse
 import yaml
+from jsonargparse.typing import PositiveInt, restricted_number_type
 from timm.utils import ParseKwargs
 
 from ..checkpoint import FORMAT, FORMAT_KEY, check_format
 
-__all__ = ['build_parser', 'labelled', 'parse_args', 'positive']
+__all__ = ['TrainingOptions', 'labelled', 'parse_args', 'positive', 'read_options']
+
+_Interval = restricted_number_type('Interval', float, [('>=', 0.001), ('<', math.inf)])
+_Kept = Literal['reset', 'keep', 'frozen', 'finetune', 'finetune-frozen']
+_Epochs = restricted_number_type('Epochs', float, [('>=', 0), ('<', math.inf)])
 
 
-def build_parser(
-    prog: str | None = None, description: str | None = None
-) -> argparse.ArgumentParser:
-    """The parser. Options that timm's ``train.py`` has are called and mean the same here."""
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _option(group: str, default: Any, text: str = '', *flags: str, **how) -> Any:
+    """A field: group, default and help of an option, its short flags, and more for argparse."""
+    metadata = {'group': group, 'help': text or None, 'flags': flags, **how}
+    if isinstance(default, (dict, list)):
+        return dataclasses.field(default_factory=default.copy, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+_data = partial(_option, 'data')
+_model = partial(_option, 'model')
+_optimizer = partial(_option, 'optimizer')
+_schedule = partial(_option, 'schedule')
+_augmentation = partial(_option, 'augmentation and regularisation')
+_device = partial(_option, 'device')
+_run = partial(_option, 'run')
+_many = dict(nargs='+', type=float)
+
+
+@dataclass
+class TrainingOptions:
+    """What a training is made with. Every field is an option of ``topo train``, which see.
+
+    Raises:
+        ValueError: A value that the option does not allow.
+    """
+
+    # fmt: off
+    dataset: str | None = _data(
+        None, "digits (built in), idx, strips, torch/..., hfds/..., wds/..., tfds/..., or '' for a "
+        "folder of class folders (default: '' with --data-dir, else digits); colour/NAME and "
+        'tiles/NAME: an easier and a harder variant of it', metavar='NAME')
+    data_dir: str | None = _data(None, 'folder with the data', metavar='DIR')
+    train_split: str = _data('train', metavar='NAME')
+    val_split: str = _data('validation', metavar='NAME')
+    train_images: PositiveInt | None = _data(
+        None, 'train on N images, drawn at random, always the same ones (default: all)',
+        metavar='N')
+    dataset_download: bool = _data(False, 'let torch/... download')
+    workers: int = _data(2, '', '-j', metavar='N')
+    img_size: int | None = _data(None, "default: the model's", metavar='N')
+    input_size: list[int] | None = _data(None, 'C H W', nargs=3, type=int, metavar='N')
+    crop_pct: float | None = _data(None, 'validation centre crop', metavar='PCT')
+    mean: list[float] | None = _data(None, **_many)
+    std: list[float] | None = _data(None, **_many)
+    interpolation: str = _data('', metavar='NAME')
+
+    model: str = _model('toponet_tiny_adaptive', metavar='NAME')
+    model_kwargs: dict = _model({}, metavar='K=V')
+    rewire: str | None = _model(
+        None, 're-wire the stages of a residual timm model: graphs with edge weights by RULE',
+        nargs='?', const='alpha', metavar='RULE')
+    rewire_kwargs: dict = _model(
+        {}, 'sparsity=adaptive, sparsity_weight=1e-4, wiring=..., projection=True, exact=False, '
+        'projected_entry=True, and options of the rule: router_init=0.99, tau=0.2, init=0.5',
+        metavar='K=V')
+    num_classes: int | None = _model(None, 'default: as in the data', metavar='N')
+    drop: float = _model(
+        0.0, 'dropout before the classifier (default: none, or that of --from-saved)',
+        metavar='PCT')
+    in_chans: PositiveInt | None = _model(
+        None, 'image channels: 1 (grey), 2 (and alpha), 3 (colour), 4 (and alpha); default: 3',
+        metavar='N')
+    pretrained: bool = _model(False, "start from timm's weights of the model")
+    pretrained_path: str = _model(
+        '', 'start from these instead, as timm reads pretrained ones, with a new classifier',
+        metavar='FILE')
+    initial_checkpoint: str = _model(
+        '', 'start from the weights of a training; a classifier of other classes starts anew',
+        metavar='FILE')
+    from_saved: str | None = _model(
+        None, 'train the saved (pruned) network in FOLDER instead of --model', metavar='FOLDER')
+    from_saved_weights: _Kept | None = _model(
+        None, 'retrain from scratch with edge weights reset, kept or frozen, or finetune '
+        'everything or everything but frozen edge weights (default: reset; with --rewire finetune)')
+    snapshot: _Epochs | None = _model(
+        None, 'with --from-saved RUN/model and weights frozen: those edge weights that the run had '
+        'after EPOCH epochs (0: before training), from RUN/edge_weights', metavar='EPOCH')
+    fit_parameters: PositiveInt | None = _model(
+        None, 'with --from-saved and weights reset: as many channels as come nearest to N '
+        'parameters, in the saved wiring (networks with an option channels: dagnet)', metavar='N')
+
+    batch_size: PositiveInt = _optimizer(128, 'per process', '-b', metavar='N')
+    validation_batch_size: PositiveInt | None = _optimizer(None, '', '-vb', metavar='N')
+    grad_accum_steps: PositiveInt = _optimizer(1, metavar='N')
+    opt: str = _optimizer('sgd', 'any timm optimizer', metavar='NAME')
+    opt_eps: float | None = _optimizer(None)
+    opt_betas: list[float] | None = _optimizer(None, **_many)
+    opt_kwargs: dict = _optimizer({}, metavar='K=V')
+    momentum: float = _optimizer(0.9)
+    weight_decay: float = _optimizer(1e-4)
+    layer_decay: float | None = _optimizer(
+        None, 'rate of each layer relative to that of the next one (default: all the same)',
+        metavar='RATE')
+    layer_decay_min_scale: float = _optimizer(
+        0.0, 'at least this share of --lr for every layer', metavar='SCALE')
+    clip_grad: float | None = _optimizer(None, metavar='NORM')
+    clip_mode: Literal['norm', 'value', 'agc'] = _optimizer('norm')
+
+    sched: str = _schedule('cosine', 'any timm scheduler', metavar='NAME')
+    lr: float = _schedule(0.1, 'for the whole batch, not scaled')
+    epochs: PositiveInt = _schedule(100, metavar='N')
+    warmup_epochs: int = _schedule(0, metavar='N')
+    warmup_lr: float = _schedule(1e-5)
+    min_lr: float = _schedule(0.0)
+    cooldown_epochs: int = _schedule(0, metavar='N')
+    decay_milestones: list[int] = _schedule([60, 120, 160], nargs='+', type=int)
+    decay_epochs: float = _schedule(90.0)
+    decay_rate: float = _schedule(0.1)
+    sched_on_updates: bool = _schedule(False)
+
+    aug: bool = _augmentation(True, 'none at all with --no-aug')
+    crop_padding: int | None = _augmentation(
+        None, 'pad by N and crop at random, then flip: the CIFAR recipe, instead of resized crops',
+        metavar='N')
+    scale: list[float] = _augmentation([0.08, 1.0], nargs=2, type=float)
+    ratio: list[float] = _augmentation([3 / 4, 4 / 3], nargs=2, type=float)
+    hflip: float = _augmentation(0.5)
+    vflip: float = _augmentation(0.0)
+    color_jitter: float = _augmentation(0.0)
+    aa: str | None = _augmentation(None, 'AutoAugment or RandAugment policy', metavar='POLICY')
+    train_interpolation: str = _augmentation('random')
+    reprob: float = _augmentation(0.0, 'random erasing')
+    mixup: float = _augmentation(0.0)
+    cutmix: float = _augmentation(0.0)
+    mixup_prob: float = _augmentation(1.0)
+    mixup_switch_prob: float = _augmentation(0.5)
+    smoothing: float = _augmentation(0.1, 'label smoothing')
+
+    device: str | None = _device(None, 'default: cuda if there is one, else cpu')
+    amp: bool = _device(False, 'mixed precision')
+    amp_dtype: Literal['float16', 'bfloat16'] = _device('float16')
+    channels_last: bool = _device(False)
+    torchcompile: str | None = _device(None, nargs='?', const='inductor', metavar='BACKEND')
+    grad_checkpointing: bool = _device(False)
+    sync_bn: bool = _device(False)
+    dist_bn: Literal['reduce', 'broadcast', ''] = _device('reduce')
+
+    model_ema: bool = _run(False, 'also keep averaged weights')
+    model_ema_decay: float = _run(0.9998)
+    model_ema_warmup: bool = _run(False)
+    output: str = _run('output', metavar='DIR')
+    experiment: str = _run('', 'folder in --output', metavar='NAME')
+    resume: str = _run(
+        '', "checkpoint to go on from, or 'auto': the experiment's last one if there is one",
+        metavar='PATH')
+    seed: int = _run(42)
+    log_interval: PositiveInt = _run(50, 'batches', metavar='N')
+    checkpoint_hist: PositiveInt = _run(2, metavar='N')
+    snapshot_interval: _Interval = _run(
+        1.0, 'write edge weights every so many epochs, 0.25: four times in each; before training '
+        'and after the last epoch in any case (default: 1)', metavar='EPOCHS')
+    save: Literal['best', 'last'] = _run(
+        'best', 'whose weights are saved as model/: best evaluation top-1, or last epoch')
+    tensorboard: bool = _run(True, 'write events for TensorBoard')
+    # fmt: on
+
+    def __post_init__(self):
+        vars(self).update(_checked(vars(self)))
+        if self.dataset is None:
+            self.dataset = '' if self.data_dir else 'digits'
+        if self.from_saved_weights is None:
+            self.from_saved_weights = 'reset' if self.rewire is None else 'finetune'
+
+
+class _Parser(jsonargparse.ArgumentParser):
+    """A parser that says in one line what is wrong."""
+
+    def error(self, message: str, ex: Exception | None = None) -> None:
+        if not self.exit_on_error:
+            raise ValueError(_one_line(message)) from None
+        self.print_usage(sys.stderr)
+        print(f'{self.prog}: error: {_one_line(message)}', file=sys.stderr)
+        raise SystemExit(2)
+
+
+class _Help(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Types and defaults behind the help of an option, and descriptions as they are."""
+
+
+def _one_line(message: str) -> str:
+    return re.sub(r'Parser key "(\w+)"', r'\1', ' '.join(str(message).split()))
+
+
+def _parser(exits: bool = True, prog: str | None = None, description: str | None = None):
+    parser = _Parser(prog=prog, description=description, formatter_class=_Help, exit_on_error=exits)
     parser.add_argument('-c', '--config', metavar='FILE', help='YAML file with options')
-    for add in (_data, _model, _optimizer, _schedule, _augmentation, _device, _run):
-        add(parser)
+    groups = {}
+    for field in dataclasses.fields(TrainingOptions):
+        how = dict(field.metadata)
+        title, flags = how.pop('group'), how.pop('flags')
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        if field.type is bool:
+            how['action'] = jsonargparse.ActionYesNo(no_prefix='no-')
+        elif field.type is dict:
+            how |= {'action': ParseKwargs, 'nargs': '*'}
+        else:
+            how.setdefault('type', field.type)
+        has = field.default is not dataclasses.MISSING
+        default = field.default if has else field.default_factory()
+        name = f'--{field.name.replace("_", "-")}'
+        groups[title].add_argument(*flags, name, default=default, **how)
     return parser
 
 
-def _data(parser):
-    group = parser.add_argument_group('data')
-    group.add_argument(
-        '--dataset', metavar='NAME',
-        help="digits (built in), idx, strips, torch/..., hfds/..., wds/..., tfds/..., or '' for a "
-        "folder of class folders (default: '' with --data-dir, else digits); colour/NAME and "
-        'tiles/NAME: an easier and a harder variant of it',
-    )  # fmt: skip
-    group.add_argument('--data-dir', metavar='DIR', help='folder with the data')
-    group.add_argument('--train-split', default='train', metavar='NAME')
-    group.add_argument('--val-split', default='validation', metavar='NAME')
-    group.add_argument(
-        '--train-images', type=positive, metavar='N',
-        help='train on N images, drawn at random, always the same ones (default: all)',
-    )  # fmt: skip
-    group.add_argument('--dataset-download', action='store_true', help='let torch/... download')
-    group.add_argument('-j', '--workers', type=int, default=2, metavar='N')
-    group.add_argument('--img-size', type=int, metavar='N', help="default: the model's")
-    group.add_argument('--input-size', type=int, nargs=3, metavar='N', help='C H W')
-    group.add_argument('--crop-pct', type=float, metavar='PCT', help='validation centre crop')
-    group.add_argument('--mean', type=float, nargs='+')
-    group.add_argument('--std', type=float, nargs='+')
-    group.add_argument('--interpolation', default='', metavar='NAME')
+@lru_cache
+def _checker() -> _Parser:
+    return _parser(exits=False)
 
 
-def _model(parser):
-    group = parser.add_argument_group('model')
-    group.add_argument('--model', default='toponet_tiny_adaptive', metavar='NAME')
-    group.add_argument('--model-kwargs', nargs='*', default={}, action=ParseKwargs)
-    group.add_argument(
-        '--rewire', nargs='?', const='alpha', metavar='RULE',
-        help='re-wire the stages of a residual timm model: graphs with edge weights by RULE',
-    )  # fmt: skip
-    group.add_argument(
-        '--rewire-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='K=V',
-        help='sparsity=adaptive, sparsity_weight=1e-4, wiring=..., projection=True, exact=False, '
-        'projected_entry=True, and options of the rule: router_init=0.99, tau=0.2, init=0.5',
-    )  # fmt: skip
-    group.add_argument('--num-classes', type=int, metavar='N', help='default: as in the data')
-    group.add_argument('--drop', type=float, default=0.0, metavar='PCT')
-    group.add_argument(
-        '--in-chans', type=positive, metavar='N',
-        help='image channels: 1 (grey), 2 (and alpha), 3 (colour), 4 (and alpha); default: 3',
-    )  # fmt: skip
-    group.add_argument(
-        '--pretrained', action='store_true', help="start from timm's weights of the model"
-    )
-    group.add_argument(
-        '--pretrained-path', default='', metavar='FILE',
-        help='start from these instead, as timm reads pretrained ones, with a new classifier',
-    )  # fmt: skip
-    group.add_argument(
-        '--initial-checkpoint', default='', metavar='FILE',
-        help='start from the weights of a training; a classifier of other classes starts anew',
-    )  # fmt: skip
-    group.add_argument(
-        '--from-saved', metavar='FOLDER',
-        help='train the saved (pruned) network in FOLDER instead of --model',
-    )  # fmt: skip
-    group.add_argument(
-        '--from-saved-weights',
-        choices=('reset', 'keep', 'frozen', 'finetune', 'finetune-frozen'),
-        help='retrain from scratch with edge weights reset, kept or frozen, or finetune everything '
-        'or everything but frozen edge weights (default: reset; with --rewire finetune)',
-    )  # fmt: skip
-    group.add_argument(
-        '--snapshot', type=epochs_done, metavar='EPOCH',
-        help='with --from-saved RUN/model and weights frozen: those edge weights that the run had '
-        'after EPOCH epochs (0: before training), from RUN/edge_weights',
-    )  # fmt: skip
-    group.add_argument(
-        '--fit-parameters', type=positive, metavar='N',
-        help='with --from-saved and weights reset: as many channels as come nearest to N '
-        'parameters, in the saved wiring (networks with an option channels: dagnet)',
-    )  # fmt: skip
+def _checked(options: dict) -> dict:
+    """Options by name, each of its type: ``1e-4`` is text to YAML, but nobody means text by it.
 
-
-def _optimizer(parser):
-    group = parser.add_argument_group('optimizer')
-    group.add_argument('-b', '--batch-size', type=int, default=128, metavar='N', help='per process')
-    group.add_argument('-vb', '--validation-batch-size', type=int, metavar='N')
-    group.add_argument('--grad-accum-steps', type=int, default=1, metavar='N')
-    group.add_argument('--opt', default='sgd', metavar='NAME', help='any timm optimizer')
-    group.add_argument('--opt-eps', type=float)
-    group.add_argument('--opt-betas', type=float, nargs='+')
-    group.add_argument('--opt-kwargs', nargs='*', default={}, action=ParseKwargs)
-    group.add_argument('--momentum', type=float, default=0.9)
-    group.add_argument('--weight-decay', type=float, default=1e-4)
-    group.add_argument(
-        '--layer-decay', type=float, metavar='RATE',
-        help='rate of each layer relative to that of the next one (default: all the same)',
-    )  # fmt: skip
-    group.add_argument(
-        '--layer-decay-min-scale', type=float, default=0.0, metavar='SCALE',
-        help='at least this share of --lr for every layer',
-    )  # fmt: skip
-    group.add_argument('--clip-grad', type=float, metavar='NORM')
-    group.add_argument('--clip-mode', default='norm', choices=('norm', 'value', 'agc'))
-
-
-def _schedule(parser):
-    group = parser.add_argument_group('schedule')
-    group.add_argument('--sched', default='cosine', metavar='NAME', help='any timm scheduler')
-    group.add_argument('--lr', type=float, default=0.1, help='for the whole batch, not scaled')
-    group.add_argument('--epochs', type=int, default=100, metavar='N')
-    group.add_argument('--warmup-epochs', type=int, default=0, metavar='N')
-    group.add_argument('--warmup-lr', type=float, default=1e-5)
-    group.add_argument('--min-lr', type=float, default=0.0)
-    group.add_argument('--cooldown-epochs', type=int, default=0, metavar='N')
-    group.add_argument('--decay-milestones', type=int, nargs='+', default=[60, 120, 160])
-    group.add_argument('--decay-epochs', type=float, default=90)
-    group.add_argument('--decay-rate', type=float, default=0.1)
-    group.add_argument('--sched-on-updates', action='store_true')
-
-
-def _augmentation(parser):
-    group = parser.add_argument_group('augmentation and regularisation')
-    group.add_argument('--no-aug', action='store_true', help='none at all')
-    group.add_argument(
-        '--crop-padding', type=int, metavar='N',
-        help='pad by N and crop at random, then flip: the CIFAR recipe, instead of resized crops',
-    )  # fmt: skip
-    group.add_argument('--scale', type=float, nargs=2, default=[0.08, 1.0])
-    group.add_argument('--ratio', type=float, nargs=2, default=[3 / 4, 4 / 3])
-    group.add_argument('--hflip', type=float, default=0.5)
-    group.add_argument('--vflip', type=float, default=0.0)
-    group.add_argument('--color-jitter', type=float, default=0.0)
-    group.add_argument('--aa', metavar='POLICY', help='AutoAugment or RandAugment policy')
-    group.add_argument('--train-interpolation', default='random')
-    group.add_argument('--reprob', type=float, default=0.0, help='random erasing')
-    group.add_argument('--mixup', type=float, default=0.0)
-    group.add_argument('--cutmix', type=float, default=0.0)
-    group.add_argument('--mixup-prob', type=float, default=1.0)
-    group.add_argument('--mixup-switch-prob', type=float, default=0.5)
-    group.add_argument('--smoothing', type=float, default=0.1, help='label smoothing')
-
-
-def _device(parser):
-    group = parser.add_argument_group('device')
-    group.add_argument('--device', help='default: cuda if there is one, else cpu')
-    group.add_argument('--amp', action='store_true', help='mixed precision')
-    group.add_argument('--amp-dtype', default='float16', choices=('float16', 'bfloat16'))
-    group.add_argument('--channels-last', action='store_true')
-    group.add_argument('--torchcompile', nargs='?', const='inductor', metavar='BACKEND')
-    group.add_argument('--grad-checkpointing', action='store_true')
-    group.add_argument('--sync-bn', action='store_true')
-    group.add_argument('--dist-bn', default='reduce', choices=('reduce', 'broadcast', ''))
-
-
-def _run(parser):
-    group = parser.add_argument_group('run')
-    group.add_argument('--model-ema', action='store_true', help='also keep averaged weights')
-    group.add_argument('--model-ema-decay', type=float, default=0.9998)
-    group.add_argument('--model-ema-warmup', action='store_true')
-    group.add_argument('--output', default='output', metavar='DIR')
-    group.add_argument('--experiment', default='', metavar='NAME', help='folder in --output')
-    group.add_argument(
-        '--resume', default='', metavar='PATH',
-        help="checkpoint to go on from, or 'auto': the experiment's last one if there is one",
-    )  # fmt: skip
-    group.add_argument('--seed', type=int, default=42)
-    group.add_argument('--log-interval', type=int, default=50, metavar='N', help='batches')
-    group.add_argument('--checkpoint-hist', type=int, default=2, metavar='N')
-    group.add_argument(
-        '--snapshot-interval', type=interval, default=1.0, metavar='EPOCHS',
-        help='write edge weights every so many epochs, 0.25: four times in each; before training '
-        'and after the last epoch in any case (default: 1)',
-    )  # fmt: skip
-    group.add_argument(
-        '--save', choices=('best', 'last'), default='best',
-        help='whose weights are saved as model/: best evaluation top-1, or last epoch',
-    )  # fmt: skip
-    group.add_argument('--no-tensorboard', action='store_true')
-
-
-def positive(text: str | float) -> int:
-    """A whole number from 1 on, as the type of an option."""
-    if not str(text).isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f'must be a whole number from 1 on, got {text!r}')
-    return int(text)
-
-
-def interval(text: str | float) -> float:
-    """A number of epochs from 0.001 on, as the type of an option: names have three decimals."""
-    number = _finite(text)
-    if number is None or number < 0.001:
-        raise argparse.ArgumentTypeError(f'must be a number from 0.001 on, got {text!r}')
-    return number
-
-
-def epochs_done(text: str | float) -> float:
-    """A number from 0 on, an int where it is whole, as the type of an option."""
-    number = _finite(text)
-    if number is None or number < 0:
-        raise argparse.ArgumentTypeError(f'must be a number from 0 on, got {text!r}')
-    return int(number) if number.is_integer() else number
-
-
-def _finite(text: str | float) -> float | None:
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
-
-
-def labelled(text: str) -> tuple[str, str]:
-    """``'LABEL=FOLDER'`` as a pair; of a folder alone, the folder is the label."""
-    label, _, folder = text.partition('=')
-    if label and folder and '/' not in label and not Path(text).exists():
-        return label, folder
-    return text, text
+    Raises:
+        ValueError: An option that does not exist, or a value that it does not allow.
+    """
+    for field in dataclasses.fields(TrainingOptions):
+        value = options.get(field.name)
+        several = field.metadata.get('nargs')
+        numbers = value if isinstance(value, (list, tuple)) else [value]
+        if any(isinstance(one, float) and not math.isfinite(one) for one in numbers):
+            raise ValueError(f'{field.name} must be finite, got {value!r}')
+        if field.type is dict and field.name in options and not isinstance(value, dict):
+            raise ValueError(f'{field.name} must be a mapping, got {value!r}')
+        if several in ('+', 2, 3) and value is not None:
+            fits = isinstance(value, (list, tuple)) and len(value) > 0
+            if not fits or (several != '+' and len(value) != several):
+                count = 'numbers' if several == '+' else f'{several} numbers'
+                raise ValueError(f'{field.name} must be a list of {count}, got {value!r}')
+    typed = _checker().parse_object(options, defaults=False).as_dict()
+    return {name: typed[name] for name in options}
 
 
 def parse_args(
@@ -247,7 +266,7 @@ def parse_args(
     defaults: str | Path | None = None,
     prog: str | None = None,
     description: str | None = None,
-) -> argparse.Namespace:
+) -> TrainingOptions:
     """Defaults, overridden by the YAML file, overridden by the command line.
 
     Args:
@@ -257,33 +276,28 @@ def parse_args(
         prog: Name of the command, for its help; by default that of the program.
         description: What it does, for its help.
     """
-    parser = build_parser(prog, description)
-    config = parser.parse_known_args(argv)[0].config
-    read = {}
-    for path in filter(None, (defaults, config)):
-        try:
-            read.update(read_config(path, parser))
-        except (OSError, ValueError, TypeError) as error:
-            parser.error(str(error))
-    parser.set_defaults(**read)
-    args = parser.parse_args(argv)
-    if args.dataset is None:
-        args.dataset = '' if args.data_dir else 'digits'
-    if args.from_saved_weights is None:
-        args.from_saved_weights = 'reset' if args.rewire is None else 'finetune'
-    for name in ('batch_size', 'grad_accum_steps', 'epochs', 'log_interval', 'checkpoint_hist'):
-        if (getattr(args, name) or 0) < 1:
-            parser.error(f'--{name.replace("_", "-")} must be at least 1')
-    return args
+    argv = sys.argv[1:] if argv is None else list(map(str, argv))
+    parser = _parser(prog=prog, description=description)
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    first.add_argument('-c', '--config')
+    try:
+        config = first.parse_known_args(argv)[0].config
+        for path in filter(None, (defaults, config)):
+            parser.set_defaults(read_options(path))
+    except (OSError, ValueError, argparse.ArgumentError) as error:
+        parser.error(str(error))
+    args = parser.parse_args(argv).as_dict()
+    del args['config']
+    return TrainingOptions(**args)
 
 
-def read_config(path: str | Path, parser: argparse.ArgumentParser) -> dict:
-    """Options from a YAML file, checked against the parser; without the number of its format.
+def read_options(path: str | Path) -> dict:
+    """Options from a YAML file, each of its type; without the number of its format.
 
     Raises:
         OSError: The file cannot be read.
-        TypeError: A value is of the wrong type for its option.
-        ValueError: No YAML mapping, an option that does not exist, or a newer format.
+        ValueError: No YAML mapping, an option that does not exist, a value that it does not allow,
+            or a newer format.
     """
     try:
         options = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
@@ -292,58 +306,40 @@ def read_config(path: str | Path, parser: argparse.ArgumentParser) -> dict:
     if not isinstance(options, dict):
         raise ValueError(f'{path} holds no options')
     check_format(options.pop(FORMAT_KEY, FORMAT), path)
-    actions = {action.dest: action for action in parser._actions}
-    unknown = sorted(map(str, set(options) - (set(actions) - {'config', 'help'})))
+    for name in ('aug', 'tensorboard'):  # as timm calls them
+        if isinstance(options.get(f'no_{name}'), bool):
+            options[name] = not options.pop(f'no_{name}')
+    known = [field.name for field in dataclasses.fields(TrainingOptions)]
+    unknown = sorted(map(str, options.keys() - set(known)))
     if unknown:
         raise ValueError(f'{path}: unknown option {", ".join(unknown)}')
-    for name, value in options.items():
-        options[name] = _typed(path, actions[name], value)
-    return options
-
-
-def _number(value):
-    """``1e-4`` is text to YAML, but nobody means text by it."""
     try:
-        return float(value) if isinstance(value, str) else value
+        return _checked(options)
+    except ValueError as error:
+        raise ValueError(f'{path}: {error}') from None
+
+
+def positive(text: str | float) -> int:
+    """A whole number from 1 on, as the type of an option."""
+    if not str(text).isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'must be a whole number from 1 on, got {text!r}')
+    return int(text)
+
+
+def epochs_done(text: str | float) -> float:
+    """A number from 0 on, an int where it is whole, as the type of an option."""
+    try:
+        number = float(text)
     except ValueError:
-        return value
+        number = math.nan
+    if not (math.isfinite(number) and number >= 0):
+        raise argparse.ArgumentTypeError(f'must be a number from 0 on, got {text!r}')
+    return int(number) if number.is_integer() else number
 
 
-def _fits(kind, value) -> bool:
-    """Whether ``kind`` (None: text) reads ``value`` as it is meant: no 1.5 or true as an int."""
-    if kind is None or isinstance(value, str):
-        try:
-            return isinstance(value, str) and (kind is None or kind(value) is not None)
-        except (ValueError, argparse.ArgumentTypeError):
-            return False
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    try:
-        return kind(value) == value
-    except (ValueError, OverflowError, argparse.ArgumentTypeError):  # of nan and inf
-        return False
-
-
-def _typed(path, action: argparse.Action, value):
-    """A YAML value as the command line would have given it: ``1e-4`` is text to YAML."""
-    if value is None and action.default is None:
-        return None
-    if isinstance(action, argparse._StoreTrueAction):
-        ok = isinstance(value, bool)
-    elif isinstance(action, ParseKwargs):
-        ok = isinstance(value, dict)
-        value = {key: _number(one) for key, one in value.items()} if ok else value
-    elif action.nargs in ('+', 2, 3):
-        ok = isinstance(value, list) and (
-            bool(value) if action.nargs == '+' else len(value) == action.nargs
-        )
-        ok = ok and all(_fits(action.type, one) for one in value)
-        value = [action.type(one) for one in value] if ok else value
-    else:
-        ok = _fits(action.type, value)
-        value = action.type(value) if ok and action.type else value
-    if ok and action.choices and value not in action.choices:
-        ok = False
-    if not ok:
-        raise TypeError(f'{path}: bad value for {action.dest}: {value!r}')
-    return value
+def labelled(text: str) -> tuple[str, str]:
+    """``'LABEL=FOLDER'`` as a pair; of a folder alone, the folder is the label."""
+    label, _, folder = text.partition('=')
+    if label and folder and '/' not in label and not Path(text).exists():
+        return label, folder
+    return text, text

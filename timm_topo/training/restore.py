@@ -1,6 +1,5 @@
 """The network in a checkpoint, whoever wrote it: saved networks, runs, files of weights."""
 
-import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from ..checkpoint import (
     training_options,
 )
 from .build import NO_WEIGHTS, build_model, split_rewire_kwargs
-from .options import build_parser, parse_args, read_config
+from .options import TrainingOptions, read_options
 
 __all__ = ['restore']
 
@@ -91,14 +90,14 @@ def restore(
 
 def _options(
     path: Path, model: str | None, model_kwargs: Mapping | None, described: dict | None
-) -> argparse.Namespace:
+) -> TrainingOptions:
     """Options of the training that wrote the file, in the format of today."""
-    args = parse_args([])
+    args = TrainingOptions()
     if model is None:
         told, number = training_options(path), 0
         beside = path.parent / 'args.yaml'
         if not told and beside.is_file():
-            told = read_config(beside, build_parser())
+            told = read_options(beside)
             number = yaml.safe_load(beside.read_text(encoding='utf-8')).get(FORMAT_KEY, 0)
         if not described:
             if 'model' not in told:
@@ -133,7 +132,7 @@ def _migrated(told: Mapping, number: int, path: Path) -> dict:
     return told
 
 
-def _classes(args: argparse.Namespace, state: dict[str, Tensor]) -> int:
+def _classes(args: TrainingOptions, state: dict[str, Tensor]) -> int:
     """Number of classes, by the classifier's weights."""
     if args.from_saved:
         classifier = saved_config(args.from_saved).get('pretrained_cfg', {}).get('classifier')
