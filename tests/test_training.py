@@ -38,7 +38,7 @@ from timm_topo.training.build import build, default_name
 from timm_topo.training.evaluate import accuracy, eval_loader, evaluate
 from timm_topo.training.log import RunLog, adjacency_image
 from timm_topo.training.loop import train
-from timm_topo.training.options import parse_args
+from timm_topo.training.options import TrainingOptions, parse_args
 from timm_topo.wiring import Wiring
 
 ROOT = Path(__file__).parents[1]
@@ -785,7 +785,7 @@ def test_values_of_a_file_become_what_the_command_line_makes_of_them(tmp_path):
         ('- epochs\n', 'config.yaml holds no options'),
         ('', 'config.yaml holds no options'),
         ('epochs: [3\n', 'config.yaml is not YAML'),
-        ('epochs: 0\n', '--epochs must be at least 1'),
+        ('epochs: 0\n', 'config.yaml: bad value for epochs: 0'),
         ('train_images: 0\n', 'config.yaml: bad value for train_images: 0'),
         ('train_images: "few"\n', "config.yaml: bad value for train_images: 'few'"),
         ('epochs: .nan\n', 'config.yaml: bad value for epochs: nan'),
@@ -812,7 +812,37 @@ def test_a_missing_configuration_file_exits_with_a_message(tmp_path, capsys):
 def test_counts_below_one_exit_with_a_message(option, capsys):
     with pytest.raises(SystemExit, match='2'):
         parse_args([f'--{option}', '0'])
-    assert f'--{option} must be at least 1' in capsys.readouterr().err
+    name = option.replace('-', '_')
+    assert f'error: {name}: ' in capsys.readouterr().err
+
+
+def test_yaml_command_line_and_python_make_the_same_object(tmp_path):
+    path = config(tmp_path, 'lr: 1e-3\namp: true\nno_aug: true\nscale: [0.5, 1]\n')
+    argv = ['--lr', '1e-3', '--amp', '--no-aug', '--scale', '0.5', '1']
+    ours = TrainingOptions(lr=1e-3, amp=True, aug=False, scale=[0.5, 1.0])
+    assert parse_args(['-c', path]) == parse_args(argv) == ours
+    assert parse_args([]) == TrainingOptions()
+
+
+def test_switches_of_a_file_can_be_unset(tmp_path):
+    path = config(tmp_path, 'amp: true\nno_aug: true\nmodel_ema: true\n')
+    for argv in (['--no-amp', '--aug', '-c', path], ['-c', path, '--no-amp', '--aug']):
+        options = parse_args(argv)
+        assert (options.amp, options.aug, options.model_ema) == (False, True, True)
+
+
+@pytest.mark.parametrize(
+    ('options', 'error', 'message'),
+    [
+        (dict(epochs=0), ValueError, 'bad value for epochs: 0'),
+        (dict(epoch=3), TypeError, "unexpected keyword argument 'epoch'"),
+        (dict(amp=1), ValueError, 'bad value for amp: 1: it is true or false'),
+        (dict(lr=math.nan), ValueError, 'bad value for lr: nan: it is a finite number'),
+    ],
+)
+def test_python_is_checked_as_a_file_is(options, error, message):
+    with pytest.raises(error, match=message):
+        TrainingOptions(**options)
 
 
 def test_there_are_configurations():
@@ -1012,10 +1042,10 @@ def test_processes_that_do_not_speak_write_nothing(capsys):
     assert capsys.readouterr() == ('', '')
 
 
-def test_the_command_fails_with_one_line_and_status_2(argv, tmp_path):
+def test_the_command_fails_with_one_line_and_status_1(argv, tmp_path):
     process = command(*argv('--data-dir', tmp_path / 'nowhere'))
     stdout, stderr = process.communicate(timeout=60)
-    assert process.returncode == 2
+    assert process.returncode == 1
     assert stdout == ''
     assert stderr == f'error: data folder {tmp_path / "nowhere"} does not exist\n'
 

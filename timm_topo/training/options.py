@@ -208,7 +208,10 @@ class _Help(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFormat
 
 
 def _one_line(message: str) -> str:
-    return re.sub(r'Parser key "(\w+)"', r'\1', ' '.join(str(message).split()))
+    text = re.sub(r'Parser key "(\w+)"', r'\1', ' '.join(str(message).split()))
+    return re.sub(
+        r"Does not validate .* Errors: - (.*?) - Expected a <class 'NoneType'>.*", r'\1', text
+    )
 
 
 def _parser(exits: bool = True, prog: str | None = None, description: str | None = None):
@@ -239,26 +242,51 @@ def _checker() -> _Parser:
 
 
 def _checked(options: dict) -> dict:
-    """Options by name, each of its type: ``1e-4`` is text to YAML, but nobody means text by it.
+    """Options by name, each of its type.
 
     Raises:
-        ValueError: An option that does not exist, or a value that it does not allow.
+        ValueError: A value that its option does not allow.
     """
+    checked = {}
     for field in dataclasses.fields(TrainingOptions):
-        value = options.get(field.name)
-        several = field.metadata.get('nargs')
-        numbers = value if isinstance(value, (list, tuple)) else [value]
-        if any(isinstance(one, float) and not math.isfinite(one) for one in numbers):
-            raise ValueError(f'{field.name} must be finite, got {value!r}')
-        if field.type is dict and field.name in options and not isinstance(value, dict):
-            raise ValueError(f'{field.name} must be a mapping, got {value!r}')
-        if several in ('+', 2, 3) and value is not None:
-            fits = isinstance(value, (list, tuple)) and len(value) > 0
-            if not fits or (several != '+' and len(value) != several):
-                count = 'numbers' if several == '+' else f'{several} numbers'
-                raise ValueError(f'{field.name} must be a list of {count}, got {value!r}')
-    typed = _checker().parse_object(options, defaults=False).as_dict()
-    return {name: typed[name] for name in options}
+        if field.name in options:
+            value = options[field.name]
+            try:
+                checked[field.name] = _typed(field, value)
+            except ValueError as error:
+                raise ValueError(f'bad value for {field.name}: {value!r}: {error}') from None
+    return checked
+
+
+def _typed(field: dataclasses.Field, value: Any) -> Any:
+    several = field.metadata.get('nargs')
+    if value is None and field.default is None:
+        return None
+    if field.type is bool and not isinstance(value, bool):
+        raise ValueError('it is true or false')
+    if field.type is dict:
+        if not isinstance(value, dict):
+            raise ValueError('it is a mapping')
+        return {name: _number(one) for name, one in value.items()}
+    if several in ('+', 2, 3):
+        sized = isinstance(value, (list, tuple)) and len(value) > 0
+        if not sized or (several != '+' and len(value) != several):
+            raise ValueError(f'it is a list of {"" if several == "+" else f"{several} "}numbers')
+    numbers = value if isinstance(value, (list, tuple)) else [value]
+    if value is None or any(isinstance(x, float) and not math.isfinite(x) for x in numbers):
+        raise ValueError('it is a finite number')
+    typed = _checker().parse_object({field.name: value}, defaults=False)[field.name]
+    if isinstance(typed, (int, float)) and not isinstance(typed, bool):
+        return int(typed) if isinstance(typed, int) else float(typed)  # of a plain type, for YAML
+    return typed
+
+
+def _number(value: Any) -> Any:
+    """``1e-4`` is text to YAML, but nobody means text by it."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def parse_args(
