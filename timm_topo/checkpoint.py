@@ -10,7 +10,7 @@ since, :func:`load` does.
 import argparse
 import copy
 import json
-import os
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ from timm.models import PretrainedCfg, get_model_args, load_state_dict, save_for
 from torch import Tensor, nn
 
 from .connectivity import connectivity_name
+from .files import replacing_folder
 from .models.base import GraphNet
 from .stages import graph_stages
 
@@ -167,10 +168,7 @@ def save(
     _check_whole(model)
     if folder.exists() and not _is_ours(folder):
         raise FileExistsError(f'{folder} exists and holds no saved network; choose another folder')
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f'.{folder.name}-', dir=folder.parent) as scratch:
-        new, old = Path(scratch) / 'new', Path(scratch) / 'old'
-        new.mkdir()
+    with replacing_folder(folder) as new:
         save_for_hf(
             copy.deepcopy(model).to(memory_format=torch.contiguous_format),
             new,
@@ -182,14 +180,7 @@ def save(
             safe_serialization=True,
             data_config=data_config,
         )
-        if folder.exists():
-            os.replace(folder, old)
-        try:
-            os.replace(new, folder)
-        except BaseException:
-            if old.exists():
-                os.replace(old, folder)
-            raise
+        shutil.copymode(new / 'config.json', new / 'model.safetensors')  # which had 0600
     return folder
 
 

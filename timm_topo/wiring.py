@@ -13,6 +13,8 @@ from pathlib import Path
 
 import networkx as nx
 
+from .files import replacing, write_text
+
 __all__ = ['Wiring']
 
 
@@ -241,7 +243,7 @@ class Wiring:
         """As JSON text, written to ``path`` where one is given."""
         text = json.dumps(self.to_dict())
         if path is not None:
-            Path(path).write_text(text, encoding='utf-8')
+            write_text(path, text)
         return text
 
     @classmethod
@@ -260,7 +262,8 @@ class Wiring:
 
     def to_graphml(self, path: str | Path) -> None:
         """Write GraphML, readable by networkx, yEd, Gephi and others."""
-        nx.write_graphml(self.to_networkx(), str(path))
+        with replacing(path) as part:
+            nx.write_graphml(self.to_networkx(), str(part))
 
     @classmethod
     def from_graphml(cls, path: str | Path) -> Wiring:

@@ -8,7 +8,6 @@ Prints open edges and computed nodes per stage; with ``--tau``, accuracy and tim
 """
 
 import argparse
-import csv
 import sys
 from pathlib import Path
 
@@ -18,8 +17,10 @@ from tqdm import tqdm
 import timm_topo
 from timm_topo.analysis.cost import latency
 from timm_topo.analysis.routing import StageRouting, class_offsets, routing, routing_metrics
+from timm_topo.analysis.tables import write_csv
 from timm_topo.connectivity.router import RouterConnectivity, check_tau, set_tau
 from timm_topo.data import class_names, load_dataset
+from timm_topo.files import replacing
 from timm_topo.stages import graph_stages
 from timm_topo.training.evaluate import accuracy, eval_loader, image_batches, image_mode, sample
 from timm_topo.training.options import positive
@@ -122,12 +123,7 @@ def show(rows: list[dict], path: str | None) -> None:
     for row in [dict(zip(columns, columns)), *rows]:
         print('  '.join(row.get(c, '').ljust(w) for c, w in zip(columns, widths)).rstrip())
     if path:
-        scratch = Path(f'{path}.part')
-        with scratch.open('w', newline='', encoding='utf-8') as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(rows)
-        scratch.replace(path)
+        write_csv(path, rows)
 
 
 def draw(routes: dict[str, StageRouting], names: list[str] | None, args) -> None:
@@ -138,7 +134,8 @@ def draw(routes: dict[str, StageRouting], names: list[str] | None, args) -> None
     offsets = class_offsets(routes[stage], names, args.classes, limit=6)
     panels = [Panel(label, routes[stage].wiring, offset) for label, offset in offsets.items()]
     fig = graphs(panels, quantity=f'edge weight in {stage}: mean of the class minus mean of all')
-    fig.savefig(args.figure, dpi=100)
+    with replacing(args.figure) as part:
+        fig.savefig(part, dpi=100)
     print(f'figure: {args.figure}')
 
 

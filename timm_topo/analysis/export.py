@@ -1,7 +1,5 @@
 """ONNX, checked against the network it came from, and the graph for other programs."""
 
-import os
-import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..extras import needs
+from ..files import replacing
 from ..stages import graph_stages
 from .cost import input_size_of
 from .prune import edge_weights
@@ -43,12 +42,10 @@ def export_onnx(
         import onnxruntime
         import onnxscript  # noqa: F401  the exporter needs it
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     size = tuple(input_size or input_size_of(model))
     images = torch.randn(3, *size, generator=torch.Generator().manual_seed(0))
     training, device = model.training, next(model.parameters()).device
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix='.export-') as folder:
-        scratch = Path(folder) / path.name
+    with replacing(path) as scratch:
         try:
             model.eval().cpu()
             with torch.no_grad():
@@ -61,7 +58,6 @@ def export_onnx(
         difference = (torch.from_numpy(got) - expected).abs().max().item()
         if not difference <= tolerance * expected.abs().max().item():
             raise RuntimeError(f'the ONNX network differs by {difference:.3g} from {path.name}')
-        os.replace(scratch, path)
     return difference
 
 
@@ -104,11 +100,6 @@ def export_graphml(model: nn.Module, path: str | Path, images: Tensor | None = N
         for (source, target), weight in zip(stage.wiring.edges, weights[name].tolist()):
             graph.add_edge(nodes[source], nodes[target], weight=weight)
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'.{path.name}.part')
-    try:
+    with replacing(path) as part:
         nx.write_graphml(graph, str(part))
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
     return graph

@@ -11,6 +11,7 @@ from ..analysis.history import read_edge_weights, read_snapshot, snapshot_name
 from ..analysis.process import set_edge_weights
 from ..analysis.tables import read_csv, write_csv
 from ..checkpoint import load, saved_config
+from ..files import locked
 from ..stages import graph_stages
 from .loop import train
 from .options import build_parser, parse_args, read_config
@@ -76,15 +77,16 @@ def retrain_snapshots(
     _check_network(run, weights)
     options = _options(run, options)
     rows = []
-    for epoch, of_epoch in weights.items():
-        for seed in seeds:
-            folder = output / f'epoch_{snapshot_name(epoch)}'
-            if seed is not None:
-                folder /= f'seed_{seed}'
-            args = dict(snapshot=epoch, seed=options.seed if seed is None else seed)
-            _fit(folder, options, of_epoch, args)
-            rows.append(_row(folder, of_epoch, epoch, args['seed']))
-            write_csv(output / 'process.csv', rows)
+    with locked(output):
+        for epoch, of_epoch in weights.items():
+            for seed in seeds:
+                folder = output / f'epoch_{snapshot_name(epoch)}'
+                if seed is not None:
+                    folder /= f'seed_{seed}'
+                args = dict(snapshot=epoch, seed=options.seed if seed is None else seed)
+                _fit(folder, options, of_epoch, args)
+                rows.append(_row(folder, of_epoch, epoch, args['seed']))
+                write_csv(output / 'process.csv', rows)
     return rows
 
 
