@@ -17,8 +17,9 @@ FILES = {
 #: training, ...) may import these and one another; nothing here may import them.
 CHAIN = {
     'version': set(),
+    'files': set(),
     'watched': set(),
-    'wiring': set(),
+    'wiring': {'files'},
     'generators': {'wiring'},
     'connectivity': {'wiring', 'watched'},
     'nodes': set(),

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -21,7 +21,7 @@ __all__ = [
     'locked', 'replacing', 'replacing_folder', 'scratch_folder', 'write_text', 'writing',
 ]  # fmt: skip
 
-_LOCK = '.lock'
+_LOCK, _SCRATCH = '.lock', '.scratch-'
 #: What file systems without locks answer.
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 _held: set[int] = set()  # descriptors of locks
@@ -107,12 +107,8 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 def scratch_folder(path: Path) -> Iterator[Path]:
     """A folder beside ``path``, gone after the block; what killed processes left goes before."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f'.{path.name}.scratch-'
-    for left in path.parent.glob(f'{glob.escape(prefix)}*'):
-        with contextlib.suppress(OSError), _lock(left / _LOCK):
-            if (left / 'old').exists() and not path.exists():
-                os.replace(left / 'new', path)
-            shutil.rmtree(left)
+    prefix = f'.{path.name}{_SCRATCH}'
+    _sweep(path.parent.glob(f'{glob.escape(prefix)}*'))
     while True:
         folder = Path(tempfile.mkdtemp(prefix=prefix, dir=path.parent))
         with contextlib.ExitStack() as stack:
@@ -132,7 +128,8 @@ def scratch_folder(path: Path) -> Iterator[Path]:
 def locked(folder: Path) -> Iterator[None]:
     """Keep other processes out of ``folder``, until the block or this process ends.
 
-    The folder is made, and goes again if nothing comes into it.
+    The folder is made, and goes again if nothing comes into it. What killed processes left in it
+    goes.
 
     Raises:
         BlockingIOError: Another process is in it.
@@ -154,7 +151,21 @@ def locked(folder: Path) -> Iterator[None]:
                 f'{folder} cannot be locked ({error.strerror}): start nothing else in it',
                 stacklevel=4,
             )
+        _sweep(folder.rglob(f'.*{_SCRATCH}*'))
+        for left in list(folder.rglob(_LOCK)):
+            with contextlib.suppress(OSError), _lock(left):
+                pass  # whose process was killed
         yield
+
+
+def _sweep(folders: Iterable[Path]) -> None:
+    """Remove scratch folders that no process is in."""
+    for left in list(folders):
+        path = left.with_name(left.name[1:].rpartition(_SCRATCH)[0])
+        with contextlib.suppress(OSError), _lock(left / _LOCK):
+            if (left / 'old').exists() and not path.exists():
+                os.replace(left / 'new', path)
+            shutil.rmtree(left)
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from .wiring import Wiring
 __all__ = [
     'WIRINGS',
     'barabasi_albert',
+    'check_edges',
     'complete',
     'erdos_renyi',
     'is_explicit',
@@ -22,6 +23,9 @@ __all__ = [
     'sequential',
     'watts_strogatz',
 ]
+
+
+_MOST_EDGES = 2**20  # of 1448 nodes, complete
 
 
 def complete(num_nodes: int) -> Wiring:
@@ -132,6 +136,16 @@ def _check_probability(p: float) -> None:
         raise ValueError(f'p must be a probability in [0, 1], got {p}')
 
 
+def check_edges(count: int) -> None:
+    """Refuse a graph by rule that could have more edges than anybody trains.
+
+    Raises:
+        ValueError: So many.
+    """
+    if count > _MOST_EDGES:
+        raise ValueError(f'up to {count:,} edges by rule, more than {_MOST_EDGES:,}')
+
+
 def _computing(num_nodes: int) -> int:
     if num_nodes < 3:
         raise ValueError(f'a random graph needs at least one computing node, got {num_nodes} nodes')
@@ -215,6 +229,7 @@ def make_wiring(spec: str | dict | Wiring, num_nodes: int | None = None, stage: 
         raise ValueError(f'unknown wiring {name!r}; known: {", ".join(WIRINGS)}')
     if num_nodes is None:
         raise ValueError(f'wiring {name!r} needs num_nodes')
+    check_edges(num_nodes * (num_nodes - 1) // 2)
     signature = inspect.signature(WIRINGS[name])
     if 'seed' in signature.parameters:
         seed = options.get('seed', 0)

@@ -7,7 +7,7 @@ from timm.models.resnet import BasicBlock
 from torch import nn
 
 from ..connectivity import build_connectivity
-from ..generators import make_wiring
+from ..generators import check_edges, make_wiring
 from ..nodes import ConvNorm, Subsample
 from ..sparsity import check_sparsity, check_sparsity_weight
 from ..stages import CrossStageGraph, jumps
@@ -152,6 +152,7 @@ class MaskConnectResNet(CrossStageNet):
 
 def _earlier(num_nodes: int) -> Wiring:
     """Every block reads all earlier blocks, the first the stem."""
+    check_edges(num_nodes * (num_nodes - 1) // 2)
     pairs = [(i, j) for j in range(2, num_nodes) for i in range(1, j)]
     return Wiring(num_nodes, ((0, 1), *pairs))
 

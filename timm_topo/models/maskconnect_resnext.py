@@ -11,7 +11,7 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ..connectivity import build_connectivity
-from ..generators import make_wiring
+from ..generators import check_edges, make_wiring
 from ..nodes import BranchBlock, ConvNorm
 from ..sparsity import check_sparsity, check_sparsity_weight
 from ..stages import BranchGraph, layered, node_maps
@@ -113,6 +113,7 @@ class MaskConnectResNeXt(ClassifierNet):
         dd = {'device': device, 'dtype': dtype}
         norm_layer = norm_class(norm_layer)
         block_levels = [level for level, depth in enumerate(depths) for _ in range(depth)]
+        check_edges(len(block_levels) * cardinality**2)
         sizes = [cardinality] * len(block_levels)
         ids = kept_ids(node_ids, 2 + sum(sizes))
         sizes = [sum((i - 1) // cardinality == k for i in ids[1:-1]) for k in range(len(sizes))]

@@ -173,7 +173,9 @@ def build_model(args: Namespace, classes: list[str] | None) -> nn.Module:
         if args.initial_checkpoint:
             raise ValueError('give --from-saved or --initial-checkpoint, not both')
         _check_structure(args)
-        options = dict(num_classes=num_classes, drop_rate=args.drop, **args.model_kwargs)
+        options = dict(num_classes=num_classes, **args.model_kwargs)
+        if args.drop:  # else as it was saved
+            options['drop_rate'] = args.drop
         if args.fit_parameters:
             return _fitted(args, options)
         model = _rewire(args, load(args.from_saved, **options))

@@ -9,8 +9,11 @@ import yaml
 from timm.utils import ParseKwargs
 
 from ..checkpoint import FORMAT, FORMAT_KEY, check_format
+from ..schema import check_plain, read_bounded
 
 __all__ = ['build_parser', 'labelled', 'parse_args', 'positive']
+
+_MOST_BYTES = 2**18  # of a file with options: YAML is slow
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -64,7 +67,10 @@ def _model(parser):
         'projected_entry=True, and options of the rule: router_init=0.99, tau=0.2, init=0.5',
     )  # fmt: skip
     group.add_argument('--num-classes', type=int, metavar='N', help='default: as in the data')
-    group.add_argument('--drop', type=float, default=0.0, metavar='PCT')
+    group.add_argument(
+        '--drop', type=float, default=0.0, metavar='PCT',
+        help='dropout before the classifier (default: none, or that of --from-saved)',
+    )  # fmt: skip
     group.add_argument('--initial-checkpoint', default='', metavar='PATH')
     group.add_argument(
         '--from-saved', metavar='FOLDER',
@@ -257,11 +263,12 @@ def read_config(path: str | Path, parser: argparse.ArgumentParser) -> dict:
         ValueError: No YAML mapping, an option that does not exist, or a newer format.
     """
     try:
-        options = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
-    except yaml.YAMLError as error:
+        options = yaml.safe_load(read_bounded(Path(path), _MOST_BYTES))
+    except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f'{path} is not YAML: {error}') from None
     if not isinstance(options, dict):
         raise ValueError(f'{path} holds no options')
+    check_plain(options, path)
     check_format(options.pop(FORMAT_KEY, FORMAT), path)
     actions = {action.dest: action for action in parser._actions}
     unknown = sorted(map(str, set(options) - (set(actions) - {'config', 'help'})))

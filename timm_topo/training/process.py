@@ -12,6 +12,7 @@ from ..analysis.process import set_edge_weights
 from ..analysis.tables import read_csv, write_csv
 from ..checkpoint import load, saved_config
 from ..files import locked
+from ..schema import without_sources
 from ..stages import graph_stages
 from .loop import train
 from .options import build_parser, parse_args, read_config
@@ -123,7 +124,7 @@ def _options(run: Path, options: Namespace | None) -> Namespace:
             )
     saved = saved_config(run / 'model').get('model_args') or {}
     before, own = made.get('model_kwargs') or {}, {}
-    for name, value in asked.model_kwargs.items():
+    for name, value in without_sources(asked.model_kwargs).items():
         if name not in saved or name not in before:
             own[name] = value  # no part of what is saved, or to be compared with it when it is read
         elif before[name] != plain(value):
