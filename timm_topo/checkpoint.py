@@ -15,6 +15,7 @@ import re
 import shutil
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -247,9 +248,8 @@ def saved_config(folder: str | Path) -> dict:
     for name in ('config.json', 'model.safetensors'):
         if not (folder / name).is_file():
             raise FileNotFoundError(f'{folder} is no saved network: {name} is missing')
-    text = read_bounded(folder / 'config.json')
     try:
-        config = json.loads(text)
+        config = json.loads(read_bounded(folder / 'config.json'))
     except (RecursionError, ValueError) as error:
         raise ValueError(f'{folder / "config.json"} is not JSON: {error}') from None
     if not isinstance(config, dict) or not isinstance(config.get('architecture'), str):
@@ -319,7 +319,8 @@ def load(folder: str | Path, **kwargs) -> nn.Module:
     except RuntimeError as error:
         if 'state_dict' not in str(error):
             raise
-        raise ValueError(f'{folder}: the weights do not fit the network: {error}') from None
+        reason = ' '.join(str(error).split())[:300]
+        raise ValueError(f'{folder}: the weights do not fit the network: {reason}') from None
     except ValueError as error:
         raise ValueError(f'{folder}: {error}') from None
 
@@ -336,6 +337,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     if not Path(path).is_file():
         raise FileNotFoundError(f'checkpoint {path} does not exist')
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if any(entry.compress_type for entry in archive.infolist()):  # a bomb may be
+                    raise ValueError('it is compressed, as torch.save does not')
         state = load_state_dict(str(path), use_ema=True, weights_only=True)
         if not all(isinstance(value, Tensor) for value in state.values()):
             raise ValueError('it holds something else than tensors')

@@ -45,9 +45,11 @@ _NUMBERS = {
     'std': (1e-6, 1e6), 'mean': (-1e6, 1e6), 'crop_pct': (1e-2, 1e2), 'test_crop_pct': (1e-2, 1e2),
     'drop': (0, 1),
 }  # fmt: skip
+_PER_CHANNEL = ('mean', 'std')
 _TEXTS = (
     'base', 'interpolation', 'crop_mode', 'first_conv', 'classifier', 'from_saved', 'rewire',
 )  # fmt: skip
+_FLAT = (*_TEXTS, *_NUMBERS)
 _THREE = ('input_size', 'test_input_size', 'min_input_size')
 
 
@@ -84,7 +86,8 @@ def check_network(network: Mapping) -> dict:
     network['pretrained_cfg'] = {name: plain[name] for name in plain if name in _OF_WEIGHTS}
     check_values(network)
     ids = network['model_args'].get('node_ids')
-    last = [one[-1] for one in ids or () if isinstance(one, (list, tuple)) and one]
+    nested = ids if isinstance(ids, (list, tuple)) else ()
+    last = [one[-1] for one in nested if isinstance(one, (list, tuple)) and one]
     if sum(last) > _MOST_NODES:  # as many are made, whatever pruning left of them
         raise ValueError(f'node_ids must end below {_MOST_NODES} together, got {last}')
     return network
@@ -130,6 +133,8 @@ def _walk(value, place: str, name: str, depth: int) -> Iterator[tuple[str, str, 
     if depth > _MOST_DEPTH:
         raise ValueError(f'{place[:80]} is nested more than {_MOST_DEPTH} deep')
     if isinstance(value, dict):
+        if name in _FLAT or name in _WHOLE:
+            raise ValueError(f'{place} must be no mapping, got {reprlib.repr(value)}')
         for key, one in value.items():
             if not isinstance(key, (str, int)):
                 raise ValueError(f'{place} must have names, got {reprlib.repr(key)}')
@@ -148,6 +153,8 @@ def _walk(value, place: str, name: str, depth: int) -> Iterator[tuple[str, str, 
             raise ValueError(f'{place} must have at most {_MOST_ENTRIES} entries, got {len(value)}')
         for i, one in enumerate(value):
             if isinstance(one, (dict, list, tuple)):
+                if name in _FLAT:
+                    raise ValueError(f'{place} must be flat, got {reprlib.repr(value)}')
                 yield from _walk(one, f'{place}[{i}]', name, depth + 1)
             else:
                 yield f'{place}[{i}]', name, one, True
@@ -162,7 +169,9 @@ def _is_edge(value) -> bool:
 def _allowed(name: str, value, inside: bool) -> str:
     """What a value of this name must be, where it is not."""
     if value is None:
-        return f'no null, but what {name} has' if inside and name in _WHOLE else ''
+        return 'no null' if inside and name in (*_WHOLE, *_NUMBERS) else ''
+    if name in _NUMBERS and inside != (name in _PER_CHANNEL):
+        return 'numbers in a list' if name in _PER_CHANNEL else 'one number'
     if name in _TEXTS and not isinstance(value, str):
         return 'text'
     if name in _THREE and not inside:

@@ -264,7 +264,7 @@ def read_config(path: str | Path, parser: argparse.ArgumentParser) -> dict:
     """
     try:
         options = yaml.safe_load(read_bounded(Path(path), _MOST_BYTES))
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise ValueError(f'{path} is not YAML: {error}') from None
     if not isinstance(options, dict):
         raise ValueError(f'{path} holds no options')

@@ -22,7 +22,7 @@ from ..checkpoint import (
     stored_network,
     training_options,
 )
-from ..schema import check_network, check_values
+from ..schema import check_network, check_values, without_sources
 from .build import build_model, split_rewire_kwargs
 from .options import build_parser, parse_args, read_config
 
@@ -144,7 +144,7 @@ def _migrated(told: Mapping, number: int, path: Path) -> dict:
     network = migrate(check_network(network), number, path)
     told = {**told, 'model': network['architecture'], 'model_kwargs': network['model_args']}
     if told.get('rewire'):
-        options, of_rule = split_rewire_kwargs(told.get('rewire_kwargs') or {})
+        options, of_rule = split_rewire_kwargs(without_sources(told.get('rewire_kwargs') or {}))
         options['connectivity'] = {'name': told['rewire'], **of_rule}
         network = check_network({'architecture': 'rewired', 'model_args': options})
         network = migrate(network, number, path)
