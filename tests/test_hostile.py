@@ -83,6 +83,7 @@ def as_namespace(folder: Path, state: dict, options: dict) -> Path:
     return folder / 'w.pth'
 
 
+@pytest.mark.filterwarnings('ignore:.*re-wired is another function')
 @pytest.mark.parametrize('write', [as_args, as_namespace])
 @pytest.mark.parametrize('base', [{}, {'rewire': 'alpha'}])
 def test_options_of_a_training_fetch_nothing(fetched, tmp_path, capsys, write, base):
