@@ -103,6 +103,20 @@ def test_pytorch_and_safetensors_on_a_full_disk_too(tmp_path, small_disk):
     assert os.listdir(tmp_path) == []
 
 
+def test_a_full_disk_behind_standard_output_is_one_line_too(tmp_path):
+    net = timm.create_model('test_toponet', num_nodes=(3,), widths=(4,), strides=(2,))
+    with open('/dev/full', 'w') as full:
+        done = subprocess.run(
+            [sys.executable, '-m', 'timm_topo', 'inspect', timm_topo.save(net, tmp_path / 'net')],
+            env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'},
+            stdout=full, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        "error: [Errno 28] No space left on device: 'standard output'"
+    )
+
+
 def test_other_errors_stay_what_they_are(tmp_path):
     with pytest.raises(FileNotFoundError, match='another'), writing(tmp_path / 'a'):
         (tmp_path / 'another').read_text()
