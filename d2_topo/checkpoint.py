@@ -142,13 +142,7 @@ def _load(self, path, *args, **kwargs):
     if Path(local).is_dir() or local.endswith(('.safetensors', '.tar')):
         load_timm_weights(detector, local)
         return {}
-    try:
-        weights = read_checkpoint(local)
-    except (FileNotFoundError, ValueError) as unread:
-        try:
-            return _detectron2_load(self, path, *args, **kwargs)
-        except Exception:
-            raise unread from None
+    weights = read_checkpoint(local)  # what it refuses, detectron2 does not get either
     if not weights.keys() & detector.state_dict().keys():
         load_timm_weights(detector, local)
         return {}

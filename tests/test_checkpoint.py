@@ -490,8 +490,8 @@ def test_all_options_are_saved_whatever_their_defaults(name):
     with torch.device('meta'):
         model = timm.create_model(name)
     rewired = isinstance(model, timm_topo.models.Rewired)
-    made_by = timm_topo.rewire if rewired else type(model)
-    options = set(inspect.signature(made_by).parameters) - {'device', 'dtype', 'drop_rate', 'model'}
+    made_by = inspect.signature(timm_topo.rewire).parameters if rewired else model.all_options()
+    options = set(made_by) - {'device', 'dtype', 'drop_rate', 'model'}
     assert options | ({'base'} if rewired else set()) <= describe(model)['model_args'].keys()
 
 

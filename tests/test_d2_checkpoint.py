@@ -5,6 +5,7 @@ import json
 import logging
 import pickle
 import shutil
+from fractions import Fraction
 
 import pytest
 import timm
@@ -25,6 +26,7 @@ pytest.importorskip(
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import FPN
 
+import d2_topo.checkpoint
 from d2_topo import TopoBackbone, load_timm_weights
 
 TINY = 'test_toponet'
@@ -333,6 +335,17 @@ def test_a_truncated_file(suffix, model, tmp_path):
         torch.save(model.state_dict(), path)
     path.write_bytes(path.read_bytes()[:2000])
     assert f'{path} is truncated, damaged' in refused(path)
+
+
+@pytest.mark.parametrize('suffix', ['pth', 'pth.tar', 'pt'])
+def test_a_file_with_python_objects_is_not_handed_on(suffix, model, tmp_path, monkeypatch):
+    """Whatever detectron2 would do with it."""
+    handed = []
+    monkeypatch.setattr(d2_topo.checkpoint, '_detectron2_load', lambda *args: handed.append(args))
+    path = tmp_path / f'w.{suffix}'
+    torch.save({'model': model.state_dict(), 'author': Fraction(1, 3)}, path)
+    assert f'{path} is truncated, damaged or not just weights: it holds Python obj' in refused(path)
+    assert handed == []
 
 
 @pytest.mark.parametrize('name', ['none.pth', 'none.pth.tar', 'none.safetensors', 'none'])

@@ -17,10 +17,11 @@ FILES = {
 #: training, ...) may import these and one another; nothing here may import them.
 CHAIN = {
     'version': set(),
+    'files': set(),
     'watched': set(),
     'registry': set(),
     'checks': set(),
-    'wiring': set(),
+    'wiring': {'files'},
     'generators': {'checks', 'registry', 'wiring'},
     'connectivity': {'checks', 'registry', 'wiring', 'watched'},
     'nodes': {'registry'},

@@ -10,20 +10,28 @@ since, :func:`load` does.
 import argparse
 import copy
 import json
-import os
+import math
+import re
+import shutil
 import tempfile
+import warnings
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import timm
 import torch
 from safetensors import SafetensorError
+from timm.data import resolve_data_config
 from timm.models import PretrainedCfg, get_model_args, load_state_dict, save_for_hf
 from torch import Tensor, nn
 
 from .connectivity import connectivity_name
+from .files import replacing_folder
 from .models.base import GraphNet
+from .schema import check_network, read_bounded
 from .stages import graph_stages
 
 __all__ = [
@@ -37,6 +45,7 @@ __all__ = [
     'graphs_of',
     'load',
     'migrate',
+    'planned',
     'read_checkpoint',
     'save',
     'saved_config',
@@ -102,7 +111,7 @@ def describe(model: nn.Module) -> dict:
         ValueError: A rule without a name, or an option that is not JSON-ready.
     """
     _check_whole(model)
-    options = get_model_args(model, model.topology() if hasattr(model, 'topology') else None)
+    options = get_model_args(model, _own_options(model))
     cfg = PretrainedCfg(**model.pretrained_cfg).to_dict(remove_source=True)
     network = {
         'architecture': cfg.pop('architecture'),
@@ -131,6 +140,15 @@ def build_described(network: dict, weights: str | Path | None = None, **kwargs) 
     with tempfile.TemporaryDirectory() as folder:  # the one stored may be of an older format
         Path(folder, 'config.json').write_text(json.dumps(network), encoding='utf-8')
         return timm.create_model(f'local-dir:{folder}', pretrained_cfg_overlay=overlay, **kwargs)
+
+
+def _own_options(model: nn.Module) -> dict:
+    """What a description needs and timm does not save: graphs, rules, rates of dropping."""
+    noted = getattr(model, '_model_args', {})
+    rates = {name: value for name, value in noted.items() if re.search(r'drop\w*_rate$', name)}
+    if 'drop_rate' in rates or getattr(model, 'drop_rate', 0):
+        rates['drop_rate'] = model.drop_rate
+    return {**rates, **(model.topology() if hasattr(model, 'topology') else {})}
 
 
 def _check_whole(model: nn.Module) -> None:
@@ -167,10 +185,7 @@ def save(
     _check_whole(model)
     if folder.exists() and not _is_ours(folder):
         raise FileExistsError(f'{folder} exists and holds no saved network; choose another folder')
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f'.{folder.name}-', dir=folder.parent) as scratch:
-        new, old = Path(scratch) / 'new', Path(scratch) / 'old'
-        new.mkdir()
+    with replacing_folder(folder) as new:
         save_for_hf(
             copy.deepcopy(model).to(memory_format=torch.contiguous_format),
             new,
@@ -178,19 +193,34 @@ def save(
                 FORMAT_KEY: FORMAT,
                 'label_names': list(label_names) if label_names else None,
             },
-            model_args=model.topology() if hasattr(model, 'topology') else None,
+            model_args=_own_options(model),
             safe_serialization=True,
             data_config=data_config,
         )
-        if folder.exists():
-            os.replace(folder, old)
-        try:
-            os.replace(new, folder)
-        except BaseException:
-            if old.exists():
-                os.replace(old, folder)
-            raise
+        shutil.copymode(new / 'config.json', new / 'model.safetensors')  # which had 0600
+    if lost := _lost(model):
+        warnings.warn(f'{folder} does not tell what was replaced by hand: {lost}', stacklevel=2)
     return folder
+
+
+def _lost(model: nn.Module) -> str:
+    """Modules without weights, such as activations, that a loaded network has not."""
+    again = planned(partial(build_described, describe(model)), math.inf, 'the saved network')
+    own, loaded = _without_weights(model), _without_weights(again)
+    names = sorted(n for n in own.keys() | loaded.keys() if own.get(n) != loaded.get(n))
+    told = [f'{n} is {own.get(n, "gone")}, not {loaded.get(n, "there")}' for n in names[:3]]
+    return '; '.join(told) + (f'; and {len(names) - 3} more' if len(names) > 3 else '')
+
+
+def _without_weights(model: nn.Module) -> dict[str, str]:
+    """Leaves by name, as they print."""
+    return {
+        name: re.sub(r',? ?inplace=(True|False)', '', repr(module))
+        for name, module in model.named_modules()
+        if not any(module.children())
+        and not module.state_dict()
+        and not isinstance(module, nn.Identity)  # where pruning folds constants
+    }
 
 
 def _is_ours(folder: Path) -> bool:
@@ -219,12 +249,49 @@ def saved_config(folder: str | Path) -> dict:
         if not (folder / name).is_file():
             raise FileNotFoundError(f'{folder} is no saved network: {name} is missing')
     try:
-        config = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
-    except ValueError as error:
+        config = json.loads(read_bounded(folder / 'config.json'))
+    except (RecursionError, ValueError) as error:
         raise ValueError(f'{folder / "config.json"} is not JSON: {error}') from None
     if not isinstance(config, dict) or not isinstance(config.get('architecture'), str):
         raise ValueError(f'{folder / "config.json"} names no architecture')
-    return {**migrate(config, config.get(FORMAT_KEY, 0), folder), FORMAT_KEY: FORMAT}
+    return _todays(config, config.get(FORMAT_KEY, 0), folder)
+
+
+def _todays(network: Mapping, number: int, source: str | Path) -> dict:
+    """A description in the format of today, checked."""
+    check_format(number, source)
+    try:
+        network = migrate(check_network(network), number, source)
+        return {**check_network(network), FORMAT_KEY: FORMAT}
+    except ValueError as error:
+        raise ValueError(f'{source}: {error}') from None
+
+
+def planned(build: Callable[[], nn.Module], size: float, source: str | Path) -> nn.Module:
+    """A network without values, of which none is made that its weights could not fill.
+
+    Args:
+        build: Builds it, from what somebody wrote: may raise anything.
+        size: Bytes of the file with its weights.
+        source: What describes it, for the error.
+
+    Raises:
+        ValueError: There is no such network, or it is much larger than the file.
+    """
+    try:
+        with warnings.catch_warnings(), torch.device('meta'):
+            warnings.simplefilter('ignore')  # of copying into what has no values
+            model = build()
+            resolve_data_config({}, model=model)
+    except Exception as error:  # whatever constructors make of options nobody meant
+        reason = ' '.join(str(error).split())[:300] or type(error).__name__
+        raise ValueError(f'{source}: {reason}') from None
+    needed = sum(value.numel() * value.element_size() for value in model.state_dict().values())
+    if needed > 8 * size + 2**26:  # of half precision, compressed
+        raise ValueError(
+            f'{source}: the weights do not fit the network: they have {size:,} bytes, it {needed:,}'
+        )
+    return model
 
 
 def load(folder: str | Path, **kwargs) -> nn.Module:
@@ -239,9 +306,11 @@ def load(folder: str | Path, **kwargs) -> nn.Module:
         FileNotFoundError: ``folder`` or one of its two files is missing.
         ValueError: The config cannot be read, or the weights are truncated or of another network.
     """
-    config = saved_config(folder)
+    folder, config = Path(folder), saved_config(folder)
     if not timm.is_model(config['architecture']):
         raise ValueError(f'{folder} holds a {config["architecture"]!r}, which timm does not know')
+    size = (folder / 'model.safetensors').stat().st_size
+    planned(partial(build_described, config), size, folder)
     kwargs.setdefault('pretrained', True)
     try:
         return build_described(config, folder, **kwargs)
@@ -250,7 +319,8 @@ def load(folder: str | Path, **kwargs) -> nn.Module:
     except RuntimeError as error:
         if 'state_dict' not in str(error):
             raise
-        raise ValueError(f'{folder}: the weights do not fit the network: {error}') from None
+        reason = ' '.join(str(error).split())[:300]
+        raise ValueError(f'{folder}: the weights do not fit the network: {reason}') from None
     except ValueError as error:
         raise ValueError(f'{folder}: {error}') from None
 
@@ -267,6 +337,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     if not Path(path).is_file():
         raise FileNotFoundError(f'checkpoint {path} does not exist')
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if any(entry.compress_type for entry in archive.infolist()):  # a bomb may be
+                    raise ValueError('it is compressed, as torch.save does not')
         state = load_state_dict(str(path), use_ema=True, weights_only=True)
         if not all(isinstance(value, Tensor) for value in state.values()):
             raise ValueError('it holds something else than tensors')
@@ -316,28 +390,21 @@ def checkpoint_origin(path: str | Path) -> Origin:
     if path.is_dir() or beside:
         folder = path if path.is_dir() else path.parent
         config = saved_config(folder)
-        cfg = config.get('pretrained_cfg', {})
-        return Origin(
-            folder / 'model.safetensors',
-            config['architecture'],
-            _saved_graphs(config.get('model_args') or {}),
-            cfg.get('mean'),
-            cfg.get('std'),
-        )
+        weights, cfg = folder / 'model.safetensors', config['pretrained_cfg']
+        graphs = _graphs_in(config, weights, folder)
+        return Origin(weights, config['architecture'], graphs, cfg.get('mean'), cfg.get('std'))
     if not path.is_file():
         raise FileNotFoundError(f'checkpoint {path} does not exist')
     args, network = training_options(path), stored_network(path)
-    if network:
-        graphs = _saved_graphs(network['model_args'])
-        return Origin(path, network['architecture'], graphs, args.get('mean'), args.get('std'))
-    name, kwargs = args.get('model'), args.get('model_kwargs') or {}
-    if args.get('from_saved') or not name or not timm.is_model(name):  # ':' stands for anything
-        return Origin(path, None, None, args.get('mean'), args.get('std'))
-    network = migrate({'architecture': name.split('.')[0], 'model_args': kwargs}, 0, path)
-    name, kwargs = network['architecture'], network['model_args']
-    with torch.device('meta'):
-        graphs = graphs_of(timm.create_model(name, **kwargs))
-    return Origin(path, name, graphs, args.get('mean'), args.get('std'))
+    if network is None:
+        name = args.get('model')
+        named = isinstance(name, str) and timm.is_model(name)  # ':' stands for anything
+        if args.get('from_saved') or not named:
+            return Origin(path, None, None, args.get('mean'), args.get('std'))
+        network = {'architecture': name.split('.')[0], 'model_args': args.get('model_kwargs')}
+        network = _todays(network, 0, path)
+    graphs = _graphs_in(network, path, path)
+    return Origin(path, network['architecture'], graphs, args.get('mean'), args.get('std'))
 
 
 def graphs_of(model: nn.Module) -> list[dict] | None:
@@ -354,11 +421,9 @@ def graphs_of(model: nn.Module) -> list[dict] | None:
     return json.loads(json.dumps(graphs))
 
 
-def _saved_graphs(topology: dict) -> list[dict] | None:
-    wirings, rules = topology.get('wiring'), topology.get('connectivity')
-    if not wirings or not rules:
-        return None
-    return [{'wiring': w, 'rule': r['name']} for w, r in zip(wirings, rules)]
+def _graphs_in(network: dict, weights: Path, source: Path) -> list[dict] | None:
+    """Those of a description."""
+    return graphs_of(planned(partial(build_described, network), weights.stat().st_size, source))
 
 
 def training_options(path: Path) -> dict:
@@ -371,11 +436,13 @@ def stored_network(path: Path) -> dict | None:
     """The description that :class:`timm_topo.task.TopoTask` stored with the weights, if it did.
 
     Raises:
-        ValueError: It is of a newer format.
+        ValueError: It is of a newer format, or describes no network.
     """
     state = _stored(path).get('task_state')
     network = state.get('network') if isinstance(state, dict) else None
-    return migrate(network, network.get(FORMAT_KEY), path) if isinstance(network, dict) else None
+    if not isinstance(network, dict) or not isinstance(network.get('architecture'), str):
+        return None
+    return _todays(network, network.get(FORMAT_KEY), path)
 
 
 def _stored(path: Path) -> dict:

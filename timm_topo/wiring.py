@@ -13,6 +13,8 @@ from pathlib import Path
 
 import networkx as nx
 
+from .files import write_text
+
 __all__ = ['Wiring']
 
 
@@ -241,7 +243,7 @@ class Wiring:
         """As JSON text, written to ``path`` where one is given."""
         text = json.dumps(self.to_dict())
         if path is not None:
-            Path(path).write_text(text, encoding='utf-8')
+            write_text(path, text)
         return text
 
     @classmethod

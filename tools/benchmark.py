@@ -11,7 +11,6 @@ import argparse
 import ast
 import platform
 import sys
-from pathlib import Path
 
 import timm
 import torch
@@ -20,6 +19,7 @@ import timm_topo
 from timm_topo.analysis.benchmark import SUITES, markdown, suite, write_json
 from timm_topo.analysis.cost import input_size_of, latency
 from timm_topo.analysis.memory import keep_freed_memory
+from timm_topo.files import write_text
 from timm_topo.training.options import positive
 
 
@@ -82,7 +82,7 @@ def run_suites(args: argparse.Namespace) -> None:
         if args.json:
             write_json(rows, args.json, **about)
         if args.markdown:
-            Path(args.markdown).write_text(markdown(rows), encoding='utf-8')
+            write_text(args.markdown, markdown(rows))
 
 
 def main(args: argparse.Namespace) -> None:

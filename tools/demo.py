@@ -20,6 +20,7 @@ from timm_topo.analysis.compare import Cut, measure, prune_sweep
 from timm_topo.analysis.export import export_onnx
 from timm_topo.analysis.prune import prune
 from timm_topo.data import load_dataset
+from timm_topo.files import replacing, write_text
 from timm_topo.training.evaluate import accuracy, image_batches
 from timm_topo.training.loop import train
 from timm_topo.training.options import parse_args
@@ -70,14 +71,15 @@ def main() -> None:
     pages.add_networks(page, measured, BATCH, torch.get_num_threads())
     pages.add_wiring(page, model, best.model, best.report)
     figure = pages.before_and_after(model, best.model, best.report)
-    figure.savefig(folder / 'learned_wiring.png', dpi=90)
+    with replacing(folder / 'learned_wiring.png') as part:
+        figure.savefig(part, dpi=90)
     chosen = (
         f'{best.fraction:.0%} of the edges, the most that cost at most {TOLERANCE} points of '
         'accuracy on the training data'
     )
     pages.add_pruning(page, cuts, chosen, best.report)
     pages.add_training(page, {name: run['rows'] for name, run in runs.items()})
-    (folder / 'numbers.json').write_text(json.dumps(measured, indent=1), encoding='utf-8')
+    write_text(folder / 'numbers.json', json.dumps(measured, indent=1))
     path = page.write(folder / 'report.html')
     say(f'done in {time.perf_counter() - start:.0f} s; open {path}')
 

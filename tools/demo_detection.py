@@ -20,6 +20,7 @@ from statistics import mean
 import torch
 from tqdm import tqdm
 
+from timm_topo.files import write_text
 from timm_topo.training.loop import train
 from timm_topo.training.options import parse_args, positive
 
@@ -56,7 +57,7 @@ def main() -> None:
                 f'  {run}: AP {results[run]["AP"]:.1f}, AP50 {results[run]["AP50"]:.1f}', flush=True
             )
     show(results, options)
-    (folder / 'results.json').write_text(json.dumps(results, indent=1), encoding='utf-8')
+    write_text(folder / 'results.json', json.dumps(results, indent=1))
     (folder / 'options.json').unlink()  # the next run begins anew
     say(f'done in {time.perf_counter() - start:.0f} s; logs and weights in {folder}')
 
@@ -68,8 +69,7 @@ def begin(folder: Path, options: dict) -> None:
         for name in ('classifier', 'transfer-[0-9]*', 'random-[0-9]*'):
             for part in folder.glob(name):
                 shutil.rmtree(part)
-    folder.mkdir(parents=True, exist_ok=True)
-    note.write_text(json.dumps(options), encoding='utf-8')
+    write_text(note, json.dumps(options))
 
 
 def say(text: str) -> None:

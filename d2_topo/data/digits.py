@@ -7,7 +7,6 @@ and clutter, coloured, with their boxes. Drawn from a seed, so that every machin
 
 import json
 import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from detectron2.data.datasets import load_coco_json
 from PIL import Image
 
 from timm_topo.data import load_dataset
+from timm_topo.files import scratch_folder
 
 __all__ = ['make_digits']
 
@@ -51,11 +51,10 @@ def make_digits(
     name = f'{split}-{num_images}-{size}'
     target = folder / name
     if not target.is_dir():
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f'.{name}-', dir=folder) as scratch:
-            _write(Path(scratch) / name, split, num_images, size)
+        with scratch_folder(target) as scratch:
+            _write(scratch / name, split, num_images, size)
             try:
-                os.rename(Path(scratch) / name, target)
+                os.rename(scratch / name, target)
             except OSError:  # another process was first
                 if not target.is_dir():
                     raise

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..executors import BASELINES, Using, naive_sum, nodes_alone, set_triton_kernels
+from ..files import write_text
 from ..generators import complete
 from ..models import rewire
 from ..stages import graph_stages
@@ -399,7 +400,4 @@ def markdown(rows: Sequence[dict]) -> str:
 
 def write_json(rows: Sequence[dict], path: str | Path, **about) -> None:
     """Rows and what they were measured on and with."""
-    path = Path(path)
-    part = path.with_name(f'.{path.name}.part')
-    part.write_text(json.dumps({**about, 'rows': list(rows)}, indent=1), encoding='utf-8')
-    part.replace(path)
+    write_text(path, json.dumps({**about, 'rows': list(rows)}, indent=1))

@@ -1,7 +1,5 @@
 """ONNX, checked against the network it came from, and the graph for other programs."""
 
-import os
-import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +10,7 @@ from torch import Tensor, nn
 
 from ..executors import evaluation_mode
 from ..extras import needs
+from ..files import replacing
 from ..stages import graph_stages
 from .cost import input_size_of
 from .prune import edge_weights
@@ -44,13 +43,10 @@ def export_onnx(
         import onnxruntime
         import onnxscript  # noqa: F401  the exporter needs it
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     size = tuple(input_size or input_size_of(model))
     images = torch.randn(3, *size, generator=torch.Generator().manual_seed(0))
     device = next(model.parameters()).device
-    folder = tempfile.TemporaryDirectory(dir=path.parent, prefix='.export-')
-    with evaluation_mode(model), folder as folder:
-        scratch = Path(folder) / path.name
+    with evaluation_mode(model), replacing(path) as scratch:
         try:
             model.cpu()
             with torch.no_grad():
@@ -63,7 +59,6 @@ def export_onnx(
         difference = (torch.from_numpy(got) - expected).abs().max().item()
         if not difference <= tolerance * expected.abs().max().item():
             raise RuntimeError(f'the ONNX network differs by {difference:.3g} from {path.name}')
-        os.replace(scratch, path)
     return difference
 
 
@@ -106,11 +101,6 @@ def export_graphml(model: nn.Module, path: str | Path, images: Tensor | None = N
         for (source, target), weight in zip(stage.wiring.edges, weights[name].tolist()):
             graph.add_edge(nodes[source], nodes[target], weight=weight)
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'.{path.name}.part')
-    try:
+    with replacing(path) as part:
         nx.write_graphml(graph, str(part))
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
     return graph

@@ -1,7 +1,6 @@
 """Edge weights over a run: small files, one per snapshot (Janik & Nowak, Fig. 3; TopoNet, 4.5)."""
 
 import math
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+
+from ..files import replacing
 
 __all__ = [
     'read_edge_weights',
@@ -79,13 +80,10 @@ def write_edge_weights(run: str | Path, done: float, weights: Mapping[str, Tenso
         weights: ``(E,)`` by stage name.
     """
     path = Path(run) / _FOLDER / f'{snapshot_name(done)}.npz'
-    path.parent.mkdir(parents=True, exist_ok=True)
     trim_edge_weights(run, done)
     arrays = {name: value.detach().float().cpu().numpy() for name, value in weights.items()}
-    part = path.with_suffix('.part')
-    with open(part, 'wb') as file:
-        np.savez(file, **arrays)
-    os.replace(part, path)
+    with replacing(path) as part:
+        np.savez(part, **arrays)
     return path
 
 

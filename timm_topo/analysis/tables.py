@@ -1,29 +1,23 @@
 """Rows of numbers: CSV files that are never half written, means over networks, text."""
 
 import csv
-import os
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from ..files import replacing
 
 __all__ = ['group', 'mean_and_spread', 'read_csv', 'read_numbers', 'text_table', 'write_csv']
 
 
 def write_csv(path: str | Path, rows: Sequence[Mapping]) -> Path:
     """Write rows, with all their columns in the order of appearance; a missing value is empty."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    part = path.with_name(f'.{path.name}.part')
-    try:
-        with open(part, 'w', encoding='utf-8', newline='') as file:
-            writer = csv.DictWriter(file, columns, lineterminator='\n')
-            writer.writeheader()
-            writer.writerows(rows)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-    return path
+    with replacing(path) as part, open(part, 'w', encoding='utf-8', newline='') as file:
+        writer = csv.DictWriter(file, columns, lineterminator='\n')
+        writer.writeheader()
+        writer.writerows(rows)
+    return Path(path)
 
 
 def read_csv(path: str | Path) -> list[dict[str, str]]:

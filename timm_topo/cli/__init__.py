@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
+from ..files import writing
+
 __all__ = ['COMMANDS', 'main']
 
 #: Name of a command, which is that of its module, and what it does.
@@ -75,17 +77,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         with quiet:
             result = command.run(args)
         told = json.dumps(_plain(result), allow_nan=False) if as_json else _text(command, result)
-        if told:
-            print(told, flush=True)
+        with writing('standard output'):
+            if told:
+                print(told, flush=True)
     except KeyboardInterrupt:
         hint = getattr(command, 'RESUMES', '')
         print(f'\ninterrupted{hint}', file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        _drop_output()
         return 1
     except _ERRORS as error:
         print('error:', *str(error).split(), file=sys.stderr)
+        if getattr(error, 'filename', None) == 'standard output':
+            _drop_output()
         return 1
     return 0
 
@@ -119,6 +124,11 @@ def _text(command: ModuleType, result: dict) -> str:
     told = command.text(result) or ''
     written = ', '.join(map(str, result.get('written', ())))
     return '\n'.join([*([told] if told else []), *([f'written: {written}'] if written else [])])
+
+
+def _drop_output() -> None:
+    """Nothing is left for the flush at exit, which would fail as well."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _split(argv: Sequence[str]) -> tuple[list[str], list[str] | None]:

@@ -16,6 +16,7 @@ from ..analysis.damage import FRACTIONS, damage_edges, damage_nodes, nodes_to_da
 from ..analysis.prune import ORDERS, edge_mask, prune
 from ..analysis.tables import read_numbers, write_csv
 from ..checkpoint import save
+from ..files import locked, write_text
 from ..report.network import damage_figures
 from ..stages import graph_stages, is_routed
 from ..training.evaluate import (
@@ -85,6 +86,10 @@ class Damage:
                 depend on the image, and there are no images or training is asked for; an option
                 out of range.
         """
+        with locked(self.output):
+            return self._run()
+
+    def _run(self) -> dict:
         self._check()
         check_classes(self.model, self.data)
         loader = in_memory(eval_loader(self.model, self.data, self.batch_size), self.images)
@@ -150,14 +155,7 @@ class Damage:
                     f'{self.output} holds damage with {name.replace("_", " ")} {made.get(name)}, '
                     f'not {value}: choose another folder'
                 )
-        path = self.output / 'settings.yaml'
-        self.output.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix('.part')
-        try:
-            part.write_text(yaml.safe_dump(settings), encoding='utf-8')
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+        write_text(self.output / 'settings.yaml', yaml.safe_dump(settings))
 
     def _edges(self, score: Callable) -> list[dict]:
         """One row per order, seed and fraction; the first is the network as it is."""

@@ -11,6 +11,8 @@ from ..analysis.history import read_edge_weights, read_snapshot, snapshot_name
 from ..analysis.process import set_edge_weights
 from ..analysis.tables import read_csv, write_csv
 from ..checkpoint import load, saved_config
+from ..files import locked
+from ..schema import without_sources
 from ..stages import is_routed
 from ..training.build import NO_WEIGHTS
 from ..training.loop import train
@@ -77,15 +79,16 @@ def retrain_snapshots(
     _check_network(run, weights)
     options = _options(run, options)
     rows = []
-    for epoch, of_epoch in weights.items():
-        for seed in seeds:
-            folder = output / f'epoch_{snapshot_name(epoch)}'
-            if seed is not None:
-                folder /= f'seed_{seed}'
-            args = dict(snapshot=epoch, seed=options.seed if seed is None else seed)
-            _fit(folder, options, of_epoch, args)
-            rows.append(_row(folder, of_epoch, epoch, args['seed']))
-            write_csv(output / 'process.csv', rows)
+    with locked(output):
+        for epoch, of_epoch in weights.items():
+            for seed in seeds:
+                folder = output / f'epoch_{snapshot_name(epoch)}'
+                if seed is not None:
+                    folder /= f'seed_{seed}'
+                args = dict(snapshot=epoch, seed=options.seed if seed is None else seed)
+                _fit(folder, options, of_epoch, args)
+                rows.append(_row(folder, of_epoch, epoch, args['seed']))
+                write_csv(output / 'process.csv', rows)
     return rows
 
 
@@ -122,7 +125,7 @@ def _options(run: Path, options: TrainingOptions | None) -> TrainingOptions:
             )
     saved = saved_config(run / 'model').get('model_args') or {}
     before, own = made.get('model_kwargs') or {}, {}
-    for name, value in asked.model_kwargs.items():
+    for name, value in without_sources(asked.model_kwargs).items():
         if name not in saved or name not in before:
             own[name] = value  # no part of what is saved, or to be compared with it when it is read
         elif before[name] != plain(value):

@@ -21,6 +21,7 @@ from ..analysis.prune import DisconnectedError, edge_weights, prune
 from ..analysis.tables import group, mean_and_spread, read_csv, text_table, write_csv
 from ..checkpoint import load, save
 from ..data import load_dataset
+from ..files import locked
 from ..stages import Stage, graph_stages
 from ..training.build import NO_WEIGHTS
 from ..training.evaluate import accuracy, image_mode
@@ -70,6 +71,10 @@ class Study:
                 :func:`timm_topo.training.loop.train`.
         """
         self._check()
+        with locked(self.output):
+            return self._run()
+
+    def _run(self) -> str:
         for seed in self.seeds:
             for label in self.data:
                 self._one(label, seed)

@@ -5,7 +5,7 @@ Beside the complete graph, the baselines of TopoNet (section 4.2) and the random
 
 from ..registry import import_all
 from .barabasi_albert import barabasi_albert
-from .base import WIRINGS, is_explicit, make_wiring, register_wiring
+from .base import WIRINGS, check_edges, is_explicit, make_wiring, register_wiring
 from .complete import complete
 from .erdos_renyi import erdos_renyi
 from .random import random
@@ -16,6 +16,7 @@ from .watts_strogatz import watts_strogatz
 __all__ = [
     'WIRINGS',
     'barabasi_albert',
+    'check_edges',
     'complete',
     'erdos_renyi',
     'is_explicit',

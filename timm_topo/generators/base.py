@@ -5,12 +5,14 @@ import inspect
 from ..registry import Registry
 from ..wiring import Wiring
 
-__all__ = ['WIRINGS', 'is_explicit', 'make_wiring', 'register_wiring']
+__all__ = ['WIRINGS', 'check_edges', 'is_explicit', 'make_wiring', 'register_wiring']
 
 #: Generators by name: ``generator(num_nodes, **options) -> Wiring``. An option ``seed`` makes the
 #: stages of a network differ.
 WIRINGS = Registry('wiring')
 register_wiring = WIRINGS.register
+
+_MOST_EDGES = 2**20  # of 1448 nodes, complete
 
 
 def is_explicit(spec) -> bool:
@@ -23,6 +25,16 @@ def is_explicit(spec) -> bool:
     if isinstance(spec, (list, tuple)):
         return all(is_explicit(one) for one in spec)
     return isinstance(spec, Wiring) or (isinstance(spec, dict) and 'name' not in spec)
+
+
+def check_edges(count: int) -> None:
+    """Refuse a graph by rule that could have more edges than anybody trains.
+
+    Raises:
+        ValueError: So many.
+    """
+    if count > _MOST_EDGES:
+        raise ValueError(f'up to {count:,} edges by rule, more than {_MOST_EDGES:,}')
 
 
 def make_wiring(spec: str | dict | Wiring, num_nodes: int | None = None, stage: int = 0) -> Wiring:
@@ -59,6 +71,7 @@ def make_wiring(spec: str | dict | Wiring, num_nodes: int | None = None, stage: 
     generator = WIRINGS.find(name)
     if num_nodes is None:
         raise ValueError(f'wiring {name!r} needs num_nodes')
+    check_edges(num_nodes * (num_nodes - 1) // 2)
     signature = inspect.signature(generator)
     if 'seed' in signature.parameters:
         seed = options.get('seed', 0)

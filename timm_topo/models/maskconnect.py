@@ -9,7 +9,7 @@ from torch import nn
 
 from ..checks import check_flag
 from ..connectivity import build_connectivity
-from ..generators import make_wiring
+from ..generators import check_edges, make_wiring
 from ..nodes import ConvNorm, Subsample
 from ..stages import CrossStageGraph, jumps
 from ..wiring import Wiring
@@ -134,6 +134,7 @@ class MaskConnectResNet(CrossStageNet):
 
 def _earlier(num_nodes: int) -> Wiring:
     """Every block reads all earlier blocks, the first the stem."""
+    check_edges(num_nodes * (num_nodes - 1) // 2)
     pairs = [(i, j) for j in range(2, num_nodes) for i in range(1, j)]
     return Wiring(num_nodes, ((0, 1), *pairs))
 

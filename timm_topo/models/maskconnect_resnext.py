@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..checks import check_flag
 from ..connectivity import build_connectivity
-from ..generators import make_wiring
+from ..generators import check_edges, make_wiring
 from ..nodes import BranchBlock, ConvNorm
 from ..stages import BranchGraph, layered, node_maps
 from ..wiring import Wiring
@@ -101,6 +101,7 @@ class MaskConnectResNeXt(ClassifierNet):
         if masks == 'prev':
             raise ValueError("masks='prev' is for blocks in a row, branches have none before them")
         block_levels = [level for level, depth in enumerate(depths) for _ in range(depth)]
+        check_edges(len(block_levels) * cardinality**2)
         sizes = [cardinality] * len(block_levels)
         ids = kept_ids(node_ids, 2 + sum(sizes))
         sizes = [sum((i - 1) // cardinality == k for i in ids[1:-1]) for k in range(len(sizes))]

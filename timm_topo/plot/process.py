@@ -1,6 +1,5 @@
 """Edge weights as they are learned (TopoNet, Fig. 5)."""
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ..files import replacing
 from ..wiring import Wiring
 from .damage import mean_and_range, required
 from .layers import UNIT, Layout, draw_layers, layers, set_weights, width_of
@@ -123,10 +123,8 @@ def animate(
     else:
         fig, draw = _several(stages, limit)
     FigureCanvasAgg(fig)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'.{path.stem}.part.gif')
     writer = PillowWriter(fps=min(len(epochs) / seconds, _FASTEST))
-    try:
+    with replacing(path) as part:
         writer.setup(fig, part, dpi=100)
         for t, epoch in enumerate(epochs):
             fig.suptitle(_done(epoch), fontsize=11)
@@ -136,9 +134,6 @@ def animate(
                 fig.set_layout_engine('none')  # nothing moves from here on
             writer.grab_frame(facecolor='white')
         writer.finish()
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
     return path
 
 

@@ -2,7 +2,6 @@
 
 import io
 import math
-import os
 from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any
 import numpy as np
 from matplotlib import style
 from matplotlib.figure import Figure
+
+from ..files import replacing
 
 STYLE = {
     'font.size': 9,
@@ -64,15 +65,10 @@ def save_figure(fig: Figure, path: str | Path) -> Path:
         ValueError: matplotlib does not know the format.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'.{path.name}.part')
     kind = path.suffix[1:].lower()
     metadata = {'Date': None} if kind == 'svg' else None
-    try:
+    with replacing(path) as part:
         fig.savefig(part, format=kind or 'svg', dpi=150, facecolor='white', metadata=metadata)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
     return path
 
 

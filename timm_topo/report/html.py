@@ -1,13 +1,12 @@
 """One self-contained HTML page: no script, no external resource, readable on paper and phones."""
 
-import os
 import re
-import tempfile
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
 from ..extras import needs
+from ..files import write_text
 from ..plot import to_svg
 
 with needs('timm-topo[analysis]'):
@@ -225,19 +224,8 @@ class Report:
         Args:
             path: The ``.html`` file; parents are made.
         """
-        path = Path(path)
-        html = self.html().encode()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, scratch = tempfile.mkstemp(dir=path.parent, prefix='.report-', suffix='.html')
-        try:
-            with os.fdopen(handle, 'wb') as file:
-                file.write(html)
-            os.chmod(scratch, 0o644)
-            os.replace(scratch, path)
-        except BaseException:
-            Path(scratch).unlink(missing_ok=True)
-            raise
-        return path
+        write_text(path, self.html())
+        return Path(path)
 
 
 def _inline(svg: str, number: int, alt: str) -> str:

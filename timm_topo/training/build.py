@@ -205,9 +205,9 @@ def build_model(
         if starts:
             raise ValueError(f'give --from-saved or {starts[0]}, not both')
         _check_structure(args)
-        options = dict(
-            num_classes=num_classes, drop_rate=args.drop, **{**args.model_kwargs, **given}
-        )
+        options = {'num_classes': num_classes, **args.model_kwargs, **given}
+        if args.drop:  # else as it was saved
+            options.setdefault('drop_rate', args.drop)
         if args.fit_parameters:
             return _fitted(args, options)
         model = _rewire(args, load(args.from_saved, **options))

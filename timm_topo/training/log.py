@@ -1,20 +1,22 @@
 """What a run tells: a bar or lines on the console, ``summary.csv``, TensorBoard."""
 
+import csv
 import sys
 from pathlib import Path
 
 import torch
-from timm.utils import trim_summary, update_summary
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..analysis.history import trim_edge_weights, write_edge_weights
 from ..analysis.routing import StageRouting
+from ..analysis.tables import write_csv
 from ..executors import evaluation_mode
 from ..extras import needs
+from ..files import writing
 from ..stages import Stage
 
-__all__ = ['RunLog', 'adjacency_image', 'prepare_folder', 'stages_of']
+__all__ = ['RunLog', 'adjacency_image', 'stages_of']
 
 
 class RunLog:
@@ -35,7 +37,11 @@ class RunLog:
         self.bar = None
         if folder is None:
             return
-        trim_summary(str(folder / 'summary.csv'), start_epoch)
+        self.rows = _rows(folder / 'summary.csv', start_epoch)
+        if self.rows:
+            write_csv(folder / 'summary.csv', self.rows)
+        else:
+            (folder / 'summary.csv').unlink(missing_ok=True)
         trim_edge_weights(folder, start_epoch)
         if tensorboard:
             with needs('timm-topo[train], or --no-tensorboard'):
@@ -90,12 +96,29 @@ class RunLog:
         """
         if self.folder is None:
             return
-        update_summary(epoch, train, evaluation, str(self.folder / 'summary.csv'), lr=lr)
+        row = {'epoch': epoch}
+        for group, metrics in (('train', train), ('eval', evaluation)):
+            row |= {f'{group}_{name}': value for name, value in metrics.items()}
+        self.rows.append({**row, 'lr': lr})
+        write_csv(self.folder / 'summary.csv', self.rows)
         weights = _edge_weights(model, routes)
         if snapshot and weights:
             write_edge_weights(self.folder, epoch + 1, weights)
-        if self.board is None:
-            return
+        if self.board is not None:
+            with writing(self.folder):
+                self._draw(epoch, train, evaluation, lr, model, weights, routes)
+
+    def _draw(
+        self,
+        epoch: int,
+        train: dict,
+        evaluation: dict,
+        lr: float,
+        model: nn.Module,
+        weights: dict[str, Tensor],
+        routes: dict[str, StageRouting] | None,
+    ) -> None:
+        """The same for TensorBoard."""
         for group, metrics in (('train', train), ('eval', evaluation)):
             for name, value in metrics.items():
                 self.board.add_scalar(f'{group}/{name}', value, epoch)
@@ -136,7 +159,17 @@ class RunLog:
     def close(self) -> None:
         self.end_epoch()
         if self.board is not None:
-            self.board.close()
+            with writing(self.folder):
+                self.board.close()
+
+
+def _rows(path: Path, start_epoch: int) -> list[dict[str, str]]:
+    """What ``summary.csv`` has of the epochs before ``start_epoch``."""
+    if not path.exists():
+        return []
+    with open(path, encoding='utf-8', newline='') as file:
+        rows = [row for row in csv.DictReader(file) if None not in (*row, *row.values())]
+    return [row for row in rows if int(row['epoch']) < start_epoch]
 
 
 def _edge_weights(
@@ -179,23 +212,3 @@ def adjacency_image(stage: Stage, weights: Tensor, pixels: int = 8) -> Tensor:
             (1.0, fade, fade) if value >= 0 else (fade, fade, 1.0)
         )
     return image.repeat_interleave(pixels, 1).repeat_interleave(pixels, 2)
-
-
-def prepare_folder(output: str, experiment: str, resume: str) -> tuple[Path, str]:
-    """Folder of the run and the checkpoint to resume from (``''``: none).
-
-    Raises:
-        FileExistsError: The folder holds a run and nothing says to go on with it.
-        FileNotFoundError: The checkpoint to resume from does not exist.
-    """
-    folder = Path(output) / experiment
-    last = folder / 'last.pth.tar'
-    if resume == 'auto':
-        resume = str(last) if last.is_file() else ''
-    elif resume and not Path(resume).is_file():
-        raise FileNotFoundError(f'no checkpoint {resume} to resume from')
-    elif not resume and (folder / 'summary.csv').exists():
-        raise FileExistsError(
-            f'{folder} holds a run: go on with --resume auto, or choose another --experiment'
-        )
-    return folder, resume

@@ -30,10 +30,12 @@ from ..analysis.history import snapshot_updates
 from ..analysis.routing import routing, routing_metrics
 from ..checkpoint import FORMAT, FORMAT_KEY, read_checkpoint, save
 from ..data import image_files, unreadable
+from ..files import locked, write_text
 from ..stages import use
 from .build import Run, build, default_name
+from .checkpoints import checkpoint_of, mend, save_checkpoint
 from .evaluate import evaluate, sample
-from .log import RunLog, prepare_folder, stages_of
+from .log import RunLog, stages_of
 from .options import TrainingOptions
 
 __all__ = ['train']
@@ -63,46 +65,51 @@ def train(args: TrainingOptions) -> dict:
     args = copy.deepcopy(args)
     args.device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
     args.experiment = args.experiment or default_name(args)
-    folder, resume = prepare_folder(args.output, args.experiment, args.resume)
+    folder = Path(args.output) / args.experiment
     _check_device(args.device)
     device = init_distributed_device(args)
     try:
-        random_seed(args.seed)  # the same weights on every process, before EMA copies them
-        run, data_config, classes = build(args, device)
-        start_epoch = _resume(run, resume)
-        _wrap(run)
-        epochs = _schedule(run, start_epoch)
-        if start_epoch >= epochs and not (folder / 'model_best.pth.tar').is_file():
-            raise ValueError(f'{resume} has done {start_epoch} epochs, --epochs leaves none')
-        if is_primary(args):
-            folder.mkdir(parents=True, exist_ok=True)
-            part = folder / '.args.yaml.part'
-            part.write_text(yaml.safe_dump({**given, FORMAT_KEY: FORMAT}), encoding='utf-8')
-            part.replace(folder / 'args.yaml')
-            run.log = RunLog(folder, start_epoch, args.tensorboard)
-            if start_epoch == 0:
-                run.log.snapshot(0, run.model)
-            _announce(run, start_epoch, epochs)
-            run.saver = CheckpointSaver(
-                run.model,
-                run.optimizer,
-                amp_scaler=run.scaler,
-                checkpoint_dir=str(folder),
-                recovery_dir=str(folder),
-                max_history=args.checkpoint_hist,
-                task=run.task,
-            )
-            if resume and Path(resume).parent.resolve() == folder.resolve():
-                run.saver.load_state_dict_from_checkpoint(resume)
-        try:
-            for epoch in range(start_epoch, epochs):
-                _epoch(run, epoch, epochs)
-        finally:
-            run.log.close()
-        return _finish(run, folder, data_config, classes)
+        with locked(folder) if is_primary(args) else nullcontext():
+            return _train(args, given, folder, device)
     finally:
         if args.distributed:
             torch.distributed.destroy_process_group()
+
+
+def _train(args: TrainingOptions, given: dict, folder: Path, device: torch.device) -> dict:
+    """A run in a folder that no other one is in."""
+    resume = checkpoint_of(folder, args.resume)
+    random_seed(args.seed)  # the same weights on every process, before EMA copies them
+    run, data_config, classes = build(args, device)
+    start_epoch = _resume(run, resume)
+    _wrap(run)
+    epochs = _schedule(run, start_epoch)
+    own = bool(resume) and Path(resume).parent.resolve() == folder.resolve()
+    if start_epoch >= epochs and not own:
+        raise ValueError(f'{resume} has done {start_epoch} epochs, --epochs leaves none')
+    if is_primary(args):
+        write_text(folder / 'args.yaml', yaml.safe_dump({**given, FORMAT_KEY: FORMAT}))
+        run.log = RunLog(folder, start_epoch, args.tensorboard)
+        if start_epoch == 0:
+            run.log.snapshot(0, run.model)
+        _announce(run, start_epoch, epochs)
+        run.saver = CheckpointSaver(
+            run.model,
+            run.optimizer,
+            amp_scaler=run.scaler,
+            checkpoint_dir=str(folder),
+            recovery_dir=str(folder),
+            max_history=args.checkpoint_hist,
+            task=run.task,
+        )
+        if own:
+            mend(run.saver, Path(resume), args.save == 'best')
+    try:
+        for epoch in range(start_epoch, epochs):
+            _epoch(run, epoch, epochs)
+    finally:
+        run.log.close()
+    return _finish(run, folder, data_config, classes)
 
 
 # -- preparing --------------------------------------------------------------------------------
@@ -222,7 +229,7 @@ def _epoch(run: Run, epoch: int, epochs: int) -> None:
         due = updates in snapshot_updates(epoch, updates, args.snapshot_interval)
         snapshot = due or epoch + 1 == epochs
         run.log.epoch(epoch, train_metrics, eval_metrics, lr, model, routes, snapshot)
-        run.saver.save_checkpoint(epoch, eval_metrics['top1'])
+        save_checkpoint(run.saver, epoch, eval_metrics['top1'])
         run.log.say(
             f'epoch {epoch + 1}/{epochs}: loss {train_metrics["task_loss"]:.4f}, '
             f'sparsity {train_metrics["sparsity"]:.2f}, {shown} '

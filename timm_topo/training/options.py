@@ -20,9 +20,11 @@ from jsonargparse.typing import PositiveInt, restricted_number_type
 from timm.utils import ParseKwargs
 
 from ..checkpoint import FORMAT, FORMAT_KEY, check_format
+from ..schema import check_plain, read_bounded
 
 __all__ = ['TrainingOptions', 'labelled', 'parse_args', 'positive', 'read_options']
 
+_MOST_BYTES = 2**18  # of a file with options: YAML is slow
 _Interval = restricted_number_type('Interval', float, [('>=', 0.001), ('<', math.inf)])
 _Kept = Literal['reset', 'keep', 'frozen', 'finetune', 'finetune-frozen']
 _Epochs = restricted_number_type('Epochs', float, [('>=', 0), ('<', math.inf)])
@@ -328,11 +330,12 @@ def read_options(path: str | Path) -> dict:
             or a newer format.
     """
     try:
-        options = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
-    except yaml.YAMLError as error:
+        options = yaml.safe_load(read_bounded(Path(path), _MOST_BYTES))
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise ValueError(f'{path} is not YAML: {error}') from None
     if not isinstance(options, dict):
         raise ValueError(f'{path} holds no options')
+    check_plain(options, path)
     check_format(options.pop(FORMAT_KEY, FORMAT), path)
     for name in ('aug', 'tensorboard'):  # as timm calls them
         if isinstance(options.get(f'no_{name}'), bool):

@@ -1,6 +1,7 @@
 """The network in a checkpoint, whoever wrote it: saved networks, runs, files of weights."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import timm
@@ -14,18 +15,28 @@ from ..checkpoint import (
     build_described,
     load,
     migrate,
+    planned,
     read_checkpoint,
     saved_config,
     stored_network,
     training_options,
 )
-from .build import NO_WEIGHTS, build_model, split_rewire_kwargs
+from ..schema import check_network, check_values, without_sources
+from .build import build_model, split_rewire_kwargs
 from .options import TrainingOptions, read_options
 
 __all__ = ['restore']
 
 #: How the images were prepared that a network was trained on.
 _PREPARED = ('input_size', 'interpolation', 'mean', 'std', 'crop_pct', 'crop_mode')
+
+#: Options of a training that tell its network and how images were prepared; others do not matter,
+#: and those that load weights are not followed.
+_TOLD = (
+    'model', 'model_kwargs', 'num_classes', 'in_chans', 'drop', 'rewire', 'rewire_kwargs',
+    'from_saved', 'from_saved_weights', 'fit_parameters', 'snapshot', 'input_size', 'img_size',
+    'mean', 'std', 'crop_pct', 'interpolation',
+)  # fmt: skip
 
 
 def restore(
@@ -70,22 +81,26 @@ def restore(
     state = read_checkpoint(path)
     described = stored_network(path) if model is None else None
     args = _options(path, model, model_kwargs, described)
+    if not described:
+        args.num_classes = args.num_classes or _classes(args, state)
+    build = partial(_build, args, described)
+    planned(build, path.stat().st_size, f'{path}: options do not fit {args.model}')
     try:
-        if described:
-            network = build_described(described)
-        else:
-            args.num_classes = args.num_classes or _classes(args, state)
-            network = build_model(args, None)
+        network = build()
         network.load_state_dict(state)
-    except TypeError as error:
-        raise ValueError(f'{path}: options do not fit {args.model}: {error}') from None
     except RuntimeError as error:
         reason = ' '.join(str(error).split())[:200]
         name = args.from_saved or args.model
         raise ValueError(f'{path} is of another network than {name}: {reason}') from None
+    return network.eval()
+
+
+def _build(args: TrainingOptions, described: dict | None) -> nn.Module:
+    """The network, and how its images were prepared."""
+    network = build_described(described) if described else build_model(args, None)
     prepared = resolve_input_data_config(network, vars(args))
     network.pretrained_cfg = {**network.pretrained_cfg, **{n: prepared[n] for n in _PREPARED}}
-    return network.eval()
+    return network
 
 
 def _options(
@@ -99,13 +114,16 @@ def _options(
         if not told and beside.is_file():
             told = read_options(beside)
             number = yaml.safe_load(beside.read_text(encoding='utf-8')).get(FORMAT_KEY, 0)
-        if not described:
-            if 'model' not in told:
-                raise ValueError(
-                    f'{path} does not tell of which network it is: give its name, --model'
-                )
-            told = _migrated(told, number, path)
-        vars(args).update({name: told[name] for name in vars(args) if name in told})
+        told = {name: told[name] for name in _TOLD if name in told}
+        if not described and 'model' not in told:
+            raise ValueError(f'{path} does not tell of which network it is: give its name, --model')
+        try:
+            check_values(told)
+            told = told if described else _migrated(told, number, path)
+        except ValueError as error:
+            name = '' if described else f' do not fit {told["model"]}'
+            raise ValueError(f'{path}: options{name}: {error}') from None
+        vars(args).update({name: told[name] for name in _TOLD if name in told})
     else:
         args.model, args.model_kwargs = model, dict(model_kwargs or {})
         args.num_classes = args.model_kwargs.pop('num_classes', None)
@@ -114,19 +132,19 @@ def _options(
     named = isinstance(args.model, str) and timm.is_model(args.model.split('.')[0])
     if not args.from_saved and not named:
         raise ValueError(f'{path} is of an unknown model {args.model!r}: see timm.list_models()')
-    vars(args).update(NO_WEIGHTS)
     return args
 
 
 def _migrated(told: Mapping, number: int, path: Path) -> dict:
     """Options of a training, those of the network in the format of today."""
-    network = {'architecture': told['model'], 'model_args': told.get('model_kwargs') or {}}
-    network = migrate(network, number, path)
+    network = {'architecture': told['model'], 'model_args': told.get('model_kwargs')}
+    network = migrate(check_network(network), number, path)
     told = {**told, 'model': network['architecture'], 'model_kwargs': network['model_args']}
     if told.get('rewire'):
-        options, of_rule = split_rewire_kwargs(told['rewire_kwargs'])
+        options, of_rule = split_rewire_kwargs(without_sources(told.get('rewire_kwargs') or {}))
         options['connectivity'] = {'name': told['rewire'], **of_rule}
-        network = migrate({'architecture': 'rewired', 'model_args': options}, number, path)
+        network = check_network({'architecture': 'rewired', 'model_args': options})
+        network = migrate(network, number, path)
         rule = network['model_args'].pop('connectivity')
         told |= {'rewire': rule.pop('name'), 'rewire_kwargs': {**rule, **network['model_args']}}
     return told
