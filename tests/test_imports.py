@@ -27,7 +27,7 @@ CHAIN = {
     'nodes': {'registry'},
     'stages': {'wiring', 'connectivity'},
     'executors': {'wiring', 'connectivity', 'nodes', 'registry', 'stages', 'watched'},
-    'sparsity': {'wiring', 'stages'},
+    'sparsity': {'checks', 'wiring', 'stages'},
     'models': {
         'wiring',
         'generators',

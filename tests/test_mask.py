@@ -504,7 +504,7 @@ def test_a_state_has_no_part_in_fan_in_and_average():
         (dict(init=0), ValueError, r'init must be in \(0, 1\], got 0'),
         (dict(init=1.5), ValueError, r'init must be in \(0, 1\], got 1.5'),
         (dict(init='a'), ValueError, r"init must be in \(0, 1\], got 'a'"),
-        (dict(seed=0.5), TypeError, 'seed must be an integer, got 0.5'),
+        (dict(seed=0.5), ValueError, 'seed must be an integer, got 0.5'),
         (dict(average=1), TypeError, 'average must be True or False, got 1'),
         (dict(full_output='no'), TypeError, "full_output must be True or False, got 'no'"),
         (dict(centered=0), TypeError, 'centered must be True or False, got 0'),

@@ -28,6 +28,7 @@ from timm.data import resolve_data_config
 from timm.models import PretrainedCfg, get_model_args, load_state_dict, save_for_hf
 from torch import Tensor, nn
 
+from .checks import one_line
 from .connectivity import connectivity_name
 from .files import replacing_folder
 from .models.base import GraphNet
@@ -284,7 +285,7 @@ def planned(build: Callable[[], nn.Module], size: float, source: str | Path) -> 
             model = build()
             resolve_data_config({}, model=model)
     except Exception as error:  # whatever constructors make of options nobody meant
-        reason = ' '.join(str(error).split())[:300] or type(error).__name__
+        reason = one_line(error) or type(error).__name__
         raise ValueError(f'{source}: {reason}') from None
     needed = sum(value.numel() * value.element_size() for value in model.state_dict().values())
     if needed > 8 * size + 2**26:  # of half precision, compressed
@@ -319,7 +320,7 @@ def load(folder: str | Path, **kwargs) -> nn.Module:
     except RuntimeError as error:
         if 'state_dict' not in str(error):
             raise
-        reason = ' '.join(str(error).split())[:300]
+        reason = one_line(error)
         raise ValueError(f'{folder}: the weights do not fit the network: {reason}') from None
     except ValueError as error:
         raise ValueError(f'{folder}: {error}') from None

@@ -6,6 +6,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
+from .checks import check_number
 from .stages import Stage, graph_stages
 from .wiring import Wiring
 
@@ -37,8 +38,7 @@ def check_sparsity_weight(weight: float) -> float:
         TypeError: It is no number.
         ValueError: It is negative or not finite.
     """
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)):
-        raise TypeError(f'sparsity_weight must be a number, got {weight!r}')
+    check_number('sparsity_weight', weight)
     if not (math.isfinite(weight) and weight >= 0):
         raise ValueError(f'sparsity_weight must be finite and >= 0, got {weight}')
     return float(weight)

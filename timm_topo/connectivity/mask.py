@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_integer
 from ..wiring import Wiring
 from .base import Connectivity, register_connectivity
 
@@ -88,8 +89,7 @@ class MaskConnectivity(Connectivity):
         for name, flag in flags.items():
             if not isinstance(flag, bool) and not (divided and name == 'average'):
                 raise TypeError(f'{name} must be True or False, got {flag!r}')
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            raise TypeError(f'seed must be an integer, got {seed!r}')
+        check_integer('seed', seed, least=None)
         if isinstance(init, bool) or not isinstance(init, (int, float)) or not 0 < init <= 1:
             raise ValueError(f'init must be in (0, 1], got {init!r}')
         self.fan_ins = _fan_ins(wiring, fan_in, masks, full_output)

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_integer
+from ..checks import check_integer, check_number
 from ..wiring import Wiring
 from .base import Connectivity, register_connectivity
 
@@ -63,7 +63,7 @@ class RouterConnectivity(Connectivity):
     ):
         super().__init__(wiring)
         self.channels = check_integer('channels', channels)
-        self.router_init = _number('router_init', router_init)
+        self.router_init = check_number('router_init', router_init)
         if not 0 < self.router_init < 1:
             raise ValueError(f'router_init must be in (0, 1), got {router_init}')
         self.initial_tau = check_tau(tau)
@@ -71,7 +71,7 @@ class RouterConnectivity(Connectivity):
             raise ValueError(
                 f'tau={tau} would close every edge, which weigh {router_init} at first'
             )
-        self.temperature = _number('temperature', temperature)
+        self.temperature = check_number('temperature', temperature)
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise ValueError(f'temperature must be finite and > 0, got {temperature}')
         self.options = {
@@ -157,7 +157,7 @@ def check_tau(tau: float) -> float:
         TypeError: It is no number.
         ValueError: It is outside [0, 1).
     """
-    if not 0 <= _number('tau', tau) < 1:
+    if not 0 <= check_number('tau', tau) < 1:
         raise ValueError(f'tau must be in [0, 1), got {tau}')
     return float(tau)
 
@@ -176,9 +176,3 @@ def set_tau(model: nn.Module, tau: float) -> None:
     with torch.no_grad():
         for router in routers:
             router.tau.fill_(tau)
-
-
-def _number(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f'{name} must be a number, got {value!r}')
-    return float(value)

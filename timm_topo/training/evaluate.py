@@ -55,7 +55,7 @@ def evaluate(
     """
     model.eval()
     evaluator, left = ClassificationEvaluator(device), evaluation_sample_limit(loader)
-    for images, target in loader:
+    for images, target in tqdm(loader, 'evaluate', leave=False, disable=None):
         if channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         with autocast():

@@ -29,6 +29,7 @@ from torch import nn
 from ..analysis.history import snapshot_updates
 from ..analysis.routing import routing, routing_metrics
 from ..checkpoint import FORMAT, FORMAT_KEY, read_checkpoint, save
+from ..checks import one_line
 from ..data import image_files, unreadable
 from ..files import locked, write_text
 from ..stages import use
@@ -125,7 +126,7 @@ def _resume(run: Run, checkpoint: str) -> int:
                 run.task, checkpoint, run.optimizer, run.scaler, log_info=False
             )
         except RuntimeError as error:
-            raise ValueError(f'{checkpoint} is of another model: {_first(error)}') from None
+            raise ValueError(f'{checkpoint} is of another model: {one_line(error)}') from None
     if args.model_ema:
         run.task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup)
         if checkpoint:
@@ -137,13 +138,9 @@ def _check_device(name: str) -> None:
     try:
         kind = torch.device(name).type
     except RuntimeError as error:
-        raise ValueError(f'--device {name!r}: {_first(error)}') from None
+        raise ValueError(f'--device {name!r}: {one_line(error)}') from None
     if kind == 'cuda' and not torch.cuda.is_available():
         raise ValueError(f'--device {name}: this machine has no CUDA device')
-
-
-def _first(error: Exception) -> str:
-    return ' '.join(str(error).split())[:200]
 
 
 def _wrap(run: Run) -> None:

@@ -20,6 +20,7 @@ from jsonargparse.typing import PositiveInt, restricted_number_type
 from timm.utils import ParseKwargs
 
 from ..checkpoint import FORMAT, FORMAT_KEY, check_format
+from ..checks import one_line
 from ..schema import check_plain, read_bounded
 
 __all__ = ['TrainingOptions', 'labelled', 'parse_args', 'positive', 'read_options']
@@ -199,9 +200,9 @@ class _Parser(jsonargparse.ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> None:
         if not self.exit_on_error:
-            raise ValueError(_one_line(message)) from None
+            raise ValueError(_said(message)) from None
         self.print_usage(sys.stderr)
-        print(f'{self.prog}: error: {_one_line(message)}', file=sys.stderr)
+        print(f'{self.prog}: error: {_said(message)}', file=sys.stderr)
         raise SystemExit(2)
 
 
@@ -209,8 +210,8 @@ class _Help(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFormat
     """Types and defaults behind the help of an option, and descriptions as they are."""
 
 
-def _one_line(message: str) -> str:
-    text = re.sub(r'Parser key "(\w+)"', r'\1', ' '.join(str(message).split()))
+def _said(message: str) -> str:
+    text = re.sub(r'Parser key "(\w+)"', r'\1', one_line(message))
     return re.sub(
         r"Does not validate .* Errors: - (.*?) - Expected a <class 'NoneType'>.*", r'\1', text
     )

@@ -21,6 +21,7 @@ from ..checkpoint import (
     stored_network,
     training_options,
 )
+from ..checks import one_line
 from ..schema import check_network, check_values, without_sources
 from .build import build_model, split_rewire_kwargs
 from .options import TrainingOptions, read_options
@@ -89,7 +90,7 @@ def restore(
         network = build()
         network.load_state_dict(state)
     except RuntimeError as error:
-        reason = ' '.join(str(error).split())[:200]
+        reason = one_line(error)
         name = args.from_saved or args.model
         raise ValueError(f'{path} is of another network than {name}: {reason}') from None
     return network.eval()

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..analysis.cost import input_size_of
 from ..checkpoint import read_checkpoint
+from ..checks import one_line
 
 __all__ = ['load_weights', 'pretrained_weights']
 
@@ -92,7 +93,7 @@ def pretrained_weights(
 
 
 def _misfit(source: str | Path, error: Exception) -> ValueError:
-    return ValueError(f'{source} is of another model: {" ".join(str(error).split())[:200]}')
+    return ValueError(f'{source} is of another model: {one_line(error)}')
 
 
 def _image_channels(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, int]:
