@@ -438,7 +438,7 @@ def test_tools_name_what_is_wrong(name, args, told, tool, saved, tmp_path, monke
     [
         (['--data', 'a=digits', 'a=colour/digits'], 'a label or a seed is given twice'),
         (['--data', 'a=digits', '--seeds', '1', '1'], 'a label or a seed is given twice'),
-        (['--data', 'a=digits', '--', '--epochs', '0'], '--epochs must be at least 1'),
+        (['--data', 'a=digits', '--', '--epochs', '0'], 'error: epochs: '),
         (['--data', 'a=digits', '--', '--from-saved', 'x'], 'a study chooses --from-saved'),
         (['--data', 'a=digits', '--', '--dataset', 'idx'], 'a study chooses --dataset'),
         (['--data', 'digits'], "must be LABEL=NAME or LABEL=NAME@DIR, got 'digits'"),

@@ -161,7 +161,8 @@ def _images(args: argparse.Namespace):
     from .. import plot
 
     rows, names = {}, []
-    for _, given in args.networks:
+    for label, path in args.networks:
+        given = path if label == path else f'{label}={path}'  # an option of a variant, no label
         name, _, folder = given.partition('@')
         dataset = load_dataset(name, folder or None, args.train_split)
         names.append(class_names(dataset))
