@@ -861,6 +861,18 @@ def test_compare_takes_plain_networks_by_name(topo, told):
     assert 'Characteristics' not in out
 
 
+def test_a_name_without_weights_has_no_accuracy(net, topo, told, on, tmp_path):
+    result = topo('evaluate', 'test_resnet', *on)
+    assert_one_error(result, 'test_resnet is a name without weights: give test_resnet@FILE')
+    plain = timm.create_model('test_resnet', num_classes=3)
+    torch.save(plain.state_dict(), tmp_path / 'w.pth')
+    named = f'test_resnet@{tmp_path}/w.pth'
+    row = told('evaluate', named, '--model-kwargs', 'num_classes=3', *on)
+    assert (row['images'], row['parameters']) == (31, parameters(plain))
+    rows = told('compare', 'test_resnet', 'test_resnet', '--repeats', 1, *on)['networks']
+    assert [row['top1'] for row in rows] == [None, None]
+
+
 def test_compare_makes_one_column_of_a_label(net, smaller, topo):
     status, out, _ = topo('compare', f'a={net}', f'a={smaller}', '--repeats', 1)
     assert status == 0

@@ -21,8 +21,8 @@ from ..training.restore import restore
 
 __all__ = [
     'add_data', 'add_network', 'add_networks', 'add_table', 'add_time', 'check_figure', 'data_of',
-    'described', 'folder_of', 'images_of', 'network', 'set_threads', 'table', 'training_data',
-    'write_table',
+    'described', 'folder_of', 'has_weights', 'images_of', 'network', 'set_threads', 'table',
+    'training_data', 'write_table',
 ]  # fmt: skip
 
 _FIGURES = ('.svg', '.png', '.pdf')
@@ -149,6 +149,11 @@ def _restored(path: str, args: argparse.Namespace) -> nn.Module:
     if file:
         return restore(file, name, args.model_kwargs)
     return timm.create_model(name, **args.model_kwargs).eval()
+
+
+def has_weights(path: str) -> bool:
+    """Whether what names a network names weights too; a name that timm knows does not."""
+    return Path(path).exists() or not timm.is_model(path)
 
 
 def folder_of(path: str) -> Path:

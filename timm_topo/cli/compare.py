@@ -1,7 +1,8 @@
 """Several networks side by side: accuracy, edges, parameters, time, characteristics.
 
 Times are measured in turn, round by round, and are to the first network's. Networks may have
-different classes of nodes, but the same input; plain networks of timm have no graphs. Networks
+different classes of nodes, but the same input; plain networks of timm have no graphs, and names
+without weights no accuracy. Networks
 with the same label are one column, mean and standard deviation. Characteristics are those of Janik
 & Nowak's Tables 1 and 2.
 
@@ -25,6 +26,7 @@ from .common import (
     add_table,
     add_time,
     data_of,
+    has_weights,
     network,
     set_threads,
     write_table,
@@ -46,7 +48,10 @@ def run(args: argparse.Namespace) -> dict:
         told = {path: size for (_, path), size in zip(args.networks, sizes)}
         raise ValueError(f'networks have different inputs, so times do not compare: {told}')
     scores = [
-        None if args.dataset is None else accuracy(model, data_of(args, model)) for model in models
+        accuracy(model, data_of(args, model))
+        if args.dataset is not None and has_weights(path)
+        else None
+        for model, (_, path) in zip(models, args.networks)
     ]
     measured = measure(
         dict(enumerate(models)), sizes[0], lambda model: 0.0, args.batch_size, args.repeats

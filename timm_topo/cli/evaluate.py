@@ -13,7 +13,7 @@ import argparse
 from ..analysis.cost import count_parameters
 from ..training.evaluate import eval_loader, evaluate
 from ..training.options import positive
-from .common import add_data, add_network, data_of, network
+from .common import add_data, add_network, data_of, has_weights, network
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +23,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict:
+    if not has_weights(args.network):
+        raise ValueError(f'{args.network} is a name without weights: give {args.network}@FILE')
     model = network(args, graph=False)
     data = data_of(args, model)
     result = evaluate(model, eval_loader(model, data, args.batch_size), args.device)

@@ -104,7 +104,8 @@ class TrainingOptions:
         None, 'train the saved (pruned) network in FOLDER instead of --model', metavar='FOLDER')
     from_saved_weights: _Kept | None = _model(
         None, 'retrain from scratch with edge weights reset, kept or frozen, or finetune '
-        'everything or everything but frozen edge weights (default: reset; with --rewire finetune)')
+        'everything or everything but frozen edge weights (default: reset; with --rewire finetune)',
+        metavar='HOW')
     snapshot: _Epochs | None = _model(
         None, 'with --from-saved RUN/model and weights frozen: those edge weights that the run had '
         'after EPOCH epochs (0: before training), from RUN/edge_weights', metavar='EPOCH')
@@ -218,7 +219,13 @@ def _said(message: str) -> str:
 
 
 def _parser(exits: bool = True, prog: str | None = None, description: str | None = None):
-    parser = _Parser(prog=prog, description=description, formatter_class=_Help, exit_on_error=exits)
+    parser = _Parser(
+        prog=prog,
+        usage='%(prog)s [-c FILE] [options]; --help lists them',
+        description=description,
+        formatter_class=_Help,
+        exit_on_error=exits,
+    )
     parser.add_argument('-c', '--config', metavar='FILE', help='YAML file with options')
     groups = {}
     for field in dataclasses.fields(TrainingOptions):
