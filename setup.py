@@ -28,8 +28,15 @@ setup(
     license_files=['LICENSE'],
     entry_points={'console_scripts': ['topo = timm_topo.cli:main']},
     packages=find_packages(include=['timm_topo*', 'd2_topo*']),
-    package_data={'timm_topo.models': ['counts.json']},
+    package_data={'timm_topo.models': ['counts.json'], 'timm_topo.report': ['templates/*']},
     python_requires='>=3.10',
-    install_requires=['torch>=2.6', 'torchvision', 'timm>=1.0.31', 'networkx>=3.0', 'safetensors'],
+    install_requires=[
+        'torch>=2.6',
+        'torchvision',
+        'timm>=1.0.31',
+        'jinja2',
+        'networkx>=3.0',
+        'safetensors',
+    ],
     extras_require=EXTRAS,
 )
