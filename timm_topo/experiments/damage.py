@@ -17,7 +17,7 @@ from ..analysis.damage import FRACTIONS, damage_edges, damage_nodes, nodes_to_da
 from ..analysis.prune import ORDERS, edge_mask, prune
 from ..analysis.tables import read_numbers, write_csv
 from ..checkpoint import save
-from ..report.network import damage_figures
+from ..report.damage import damage_figures
 from ..stages import graph_stages, is_routed
 from ..training.evaluate import eval_loader, evaluate, image_batches, in_memory
 from ..training.loop import train
