@@ -332,3 +332,5 @@ def test_what_is_missing_is_refused_by_name(add, message):
     with pytest.raises(ValueError, match=message):
         add(page)
     assert page.html() == before
+    page.text('what follows')
+    assert '<p>what follows</p>' in page.html()
