@@ -28,7 +28,7 @@ setup(
     license_files=['LICENSE'],
     entry_points={'console_scripts': ['topo = timm_topo.cli:main']},
     packages=find_packages(include=['timm_topo*', 'd2_topo*']),
-    package_data={'timm_topo.models': ['counts.json']},
+    package_data={'timm_topo.models': ['counts.json'], 'timm_topo.report': ['templates/*']},
     python_requires='>=3.10',
     install_requires=[
         'torch>=2.6',
@@ -36,6 +36,7 @@ setup(
         'timm>=1.0.31',
         'networkx>=3.0',
         'safetensors',
+        'jinja2',
         'jsonargparse>=4.40',
     ],
     extras_require=EXTRAS,

@@ -24,9 +24,10 @@ from timm_topo.connectivity.mask import MaskConnectivity
 from timm_topo.connectivity.router import RouterConnectivity, set_tau
 from timm_topo.executors import adjacency
 from timm_topo.generators import complete
-from timm_topo.report import network as module
+from timm_topo.report import images as module
+from timm_topo.report.damage import damage_figures
 from timm_topo.report.html import Report
-from timm_topo.report.network import Findings, damage_figures, network_page
+from timm_topo.report.network import Findings, network_page
 from timm_topo.stages import graph_stages
 
 HOSTILE = '<script>alert("1")</script> & \'more\' --> ]]>'

@@ -2,7 +2,10 @@
 
 import os
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
@@ -11,6 +14,7 @@ from timm_topo import plot
 from timm_topo.generators import complete
 from timm_topo.report.html import Report
 
+ROOT = Path(__file__).parents[1]
 HOSTILE = '<script>alert("1")</script> & \'more\' --> ]]>'
 VOID = {'meta', 'link', 'br', 'img', 'hr', 'input'}
 
@@ -110,6 +114,19 @@ def test_page_with_the_figures_of_four_large_stages_stays_below_three_megabytes(
         panel = plot.Panel('a', complete(n), weights)
         page.figure(plot.adjacency([panel]), caption='matrix', alt='matrix')
     assert len(page.html().encode()) < 3_000_000
+
+
+def data_files(folder: Path) -> set[Path]:
+    files = (folder / 'timm_topo').rglob('*')
+    found = {path.relative_to(folder) for path in files if path.is_file()}
+    return {path for path in found if path.suffix not in ('.py', '.pyc')}
+
+
+def test_templates_are_installed_with_the_package(tmp_path):
+    command = [sys.executable, 'setup.py', '-q', 'build_py', '--build-lib', str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    assert data_files(tmp_path) == data_files(ROOT)
+    assert Path('timm_topo/report/templates/page.html') in data_files(tmp_path)
 
 
 # -- well-formed ----------------------------------------------------------------------------------
@@ -315,3 +332,5 @@ def test_what_is_missing_is_refused_by_name(add, message):
     with pytest.raises(ValueError, match=message):
         add(page)
     assert page.html() == before
+    page.text('what follows')
+    assert '<p>what follows</p>' in page.html()

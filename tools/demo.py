@@ -39,6 +39,8 @@ def main() -> None:
     parser.add_argument('--seed', type=int, default=42)
     options = parser.parse_args()
     from timm_topo.report import pruning as pages
+    from timm_topo.report.html import Report
+    from timm_topo.report.training import add_curves
 
     torch.set_num_threads(1)  # as fast for maps this small, and steady on a busy machine
     folder, start = Path(options.output), time.perf_counter()
@@ -66,7 +68,7 @@ def main() -> None:
     }
     measured = measure(networks, (3, 32, 32), validation, BATCH)
     difference = export_onnx(best.model, folder / 'pruned.onnx')
-    page = pages.Report('A wiring learned, pruned and exported')
+    page = Report('A wiring learned, pruned and exported')
     add_summary(page, options, measured, difference)
     pages.add_networks(page, measured, BATCH, torch.get_num_threads())
     pages.add_wiring(page, model, best.model, best.report)
@@ -78,7 +80,8 @@ def main() -> None:
         'accuracy on the training data'
     )
     pages.add_pruning(page, cuts, chosen, best.report)
-    pages.add_training(page, {name: run['rows'] for name, run in runs.items()})
+    page.section('Training')
+    add_curves(page, {name: run['rows'] for name, run in runs.items()})
     write_text(folder / 'numbers.json', json.dumps(measured, indent=1))
     path = page.write(folder / 'report.html')
     say(f'done in {time.perf_counter() - start:.0f} s; open {path}')

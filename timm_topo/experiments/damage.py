@@ -17,7 +17,7 @@ from ..analysis.prune import ORDERS, edge_mask, prune
 from ..analysis.tables import read_numbers, write_csv
 from ..checkpoint import save
 from ..files import locked, write_text
-from ..report.network import damage_figures
+from ..report.damage import damage_figures
 from ..stages import graph_stages, is_routed
 from ..training.evaluate import (
     check_classes,

@@ -15,7 +15,7 @@ from .html import Report
 with needs('timm-topo[analysis]'):
     from matplotlib.figure import Figure
 
-__all__ = ['add_networks', 'add_pruning', 'add_training', 'add_wiring', 'before_and_after']
+__all__ = ['add_networks', 'add_pruning', 'add_wiring', 'before_and_after']
 
 _QUANTITY = 'weight relative to the strongest in-edge'
 
@@ -103,13 +103,3 @@ def add_pruning(page: Report, cuts: Sequence[Cut], chosen: str, report: PruneRep
         ],
         caption='Weakest edges first, without any training.',
     )  # fmt: skip
-
-
-def add_training(page: Report, rows: Mapping[str, Sequence[Mapping]]) -> None:
-    """Curves from the ``summary.csv`` rows of several runs."""
-    page.section('Training')
-    page.figure(
-        plot.curves(rows, ['train_task_loss', 'train_sparsity', 'eval_top1']),
-        caption='Loss without the L1 term, the L1 sum, and accuracy, per epoch.',
-        alt='Training curves of the networks',
-    )
