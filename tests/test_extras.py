@@ -118,7 +118,7 @@ def check(hidden: str) -> None:
     for name in [*TOOLS, *(f'topo {command}' for command in COMMANDS)]:
         status, out, err = run(f'{name} --help')
         assert (status, err) == (0, ''), (name, err)
-        told = f'topo {name}' if name in ('export', 'prune') else name
+        told = 'topo train' if name == 'train' else name
         assert re.match(rf'usage: {told}(\.py)? ', out), out
         assert len(out.splitlines()) > 5, out
 
