@@ -20,7 +20,7 @@ COMMANDS = {
     'retrain': 'train a wiring again, from scratch or on, edge weights frozen or not',
     'compare': 'several networks side by side',
     'report': 'one HTML page about a network',
-    'export': 'ONNX, or the graph as GraphML',
+    'export': 'ONNX, in eight bits too, or the graph as GraphML',
 }
 _EXAMPLES = """
 examples:

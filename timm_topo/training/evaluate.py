@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from contextlib import nullcontext
+from itertools import islice
 
 import torch
 from timm.data import create_loader, resolve_data_config
@@ -86,7 +87,7 @@ def image_batches(
         batch_size: Images per batch.
     """
     loader = sample(eval_loader(model, dataset, batch_size), count * batch_size)
-    return [images for images, _ in loader]
+    return [images for images, _ in islice(loader, count)]
 
 
 def sample(loader, count: int):
