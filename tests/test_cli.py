@@ -1,6 +1,7 @@
 """The command ``topo``: numbers against ones from elsewhere, one line per failure, no debris."""
 
 import argparse
+import copy
 import importlib
 import json
 import math
@@ -16,6 +17,8 @@ from pathlib import Path
 
 import networkx as nx
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import timm
 import torch
@@ -23,6 +26,7 @@ from torch import nn
 
 import timm_topo
 from timm_topo.analysis.cost import count_flops
+from timm_topo.analysis.int8 import export_int8
 from timm_topo.analysis.prune import edge_mask, edge_weights, prune, recalibrate
 from timm_topo.analysis.tables import read_csv, read_numbers
 from timm_topo.checkpoint import FORMAT
@@ -1023,6 +1027,55 @@ def test_export_of_networks_asks_for_the_size_it_was_told(net, told, topo, monke
     told_ = topo('export', net, path, '--input-size', 3, 24, 32)
     assert told_ == (0, f'{path}: onnxruntime agrees with PyTorch to 1.2e-07\n', '')
     assert asked == [(parameters(tiny()), path, None), (parameters(tiny()), path, [3, 24, 32])]
+
+
+@torch.no_grad()
+def test_export_in_eight_bits_tells_accuracy_before_and_after(
+    net, networks, told, topo, on, validation, monkeypatch, tmp_path
+):
+    """The quantized network takes each class for the next here, so that accuracy changes."""
+
+    def export_rolled(model, path, batches):
+        model = copy.deepcopy(model)
+        model.head.fc.weight.copy_(model.head.fc.weight.roll(1, 0))
+        model.head.fc.bias.copy_(model.head.fc.bias.roll(1))
+        return export_int8(model, path, batches)
+
+    monkeypatch.setattr(
+        importlib.import_module('timm_topo.cli.export'), 'export_int8', export_rolled
+    )
+    path = tmp_path / 'new' / 'a.onnx'
+    for name, shown, images in (('net', 24, ()), ('routed', 5, ('--calibration-images', 5))):
+        result = told('export', networks[name], path, '--int8', *images, *on)
+        model = restore(networks[name])
+        loader = eval_loader(model, validation)
+        session = onnxruntime.InferenceSession(path)
+        right = [
+            session.run(None, {'image': x.numpy()})[0].argmax(1) == y.numpy() for x, y in loader
+        ]
+        before, after = accuracy(model, validation), 100 * np.concatenate(right).mean()
+        assert abs(before - after) > 1
+        assert result == {
+            'file': str(path), 'difference': result['difference'], 'calibration_images': shown,
+            'top1': {'before': before, 'after': pytest.approx(after)},
+        }  # fmt: skip
+        assert result['difference'] < 1e-4
+        assert 'QuantizeLinear' in {node.op_type for node in onnx.load(path).graph.node}
+    status, out, _ = topo('export', net, path, '--int8', '--input-size', 3, 24, 24, *on)
+    assert status == 0
+    assert re.fullmatch(
+        rf'{path}: onnxruntime agrees with PyTorch to \S+ before quantization\n'
+        r'int8, calibrated on 24 images: top-1 \d+\.\d\d% before, \d+\.\d\d% after\n', out
+    )  # fmt: skip
+    shape = onnxruntime.InferenceSession(path).get_inputs()[0].shape
+    assert shape[1:] == [3, 24, 24]
+
+
+def test_export_in_eight_bits_is_told_how_to_be_used(topo, net, on, tmp_path):
+    assert_usage(topo('export', net, tmp_path / 'a.onnx', '--int8'), '--int8 needs --dataset')
+    result = topo('export', net, tmp_path / 'a.graphml', '--int8', *on)
+    assert_usage(result, r'--int8 is of \.onnx, not of .*a\.graphml')
+    assert os.listdir(tmp_path) == []
 
 
 def test_export_refuses_other_files_and_weights_by_image(net, networks, topo, on, tmp_path):

@@ -129,6 +129,12 @@ def two_models() -> dict[str, nn.Module]:
     return {'wide': tiny(widths=(16, 16)), 'slim': tiny()}
 
 
+@pytest.mark.parametrize('training', [False, True])
+def test_networks_that_return_maps_are_measured(training):
+    maps = timm.create_model('test_dagnet', features_only=True)
+    assert latency({'maps': maps}, (3, 16, 16), repeats=1, training=training)['maps'].median > 0
+
+
 def test_latency_is_positive_and_in_order_for_every_label():
     measured = latency(two_models(), (3, 16, 16), repeats=5)
     assert list(measured) == ['wide', 'slim']

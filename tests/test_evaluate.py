@@ -34,6 +34,21 @@ def test_image_batches_are_preprocessed_as_in_evaluation_and_always_the_same():
     torch.testing.assert_close(batch[:, 0, 0, 0].unique(), levels, rtol=1e-4, atol=1e-4)
 
 
+def test_of_images_in_order_no_more_are_read_than_asked_for():
+    class InOrder(torch.utils.data.IterableDataset):
+        transform, read = None, 0
+
+        def __iter__(self):
+            for image, label in sorted_by_class():
+                self.read += 1
+                yield self.transform(image), label
+
+    model = timm.create_model('toponet_tiny_adaptive', num_classes=4)
+    data = InOrder()
+    assert [len(batch) for batch in image_batches(model, data, 3, 2)] == [2, 2, 2]
+    assert data.read < 12
+
+
 def test_accuracy_counts_every_image_once():
     class Level(torch.nn.Module):
         """Right for classes 0 to 2, wrong for 3."""

@@ -1,5 +1,6 @@
 """Exports: onnxruntime computes what torch does, GraphML has the edges; or no file appears."""
 
+import copy
 import os
 from pathlib import Path
 
@@ -14,9 +15,10 @@ from torch import nn
 import timm_topo  # noqa: F401  registers the models
 from timm_topo.analysis import export
 from timm_topo.analysis.export import export_graphml, export_onnx
+from timm_topo.analysis.outputs import named_outputs
 from timm_topo.analysis.prune import edge_weights, freeze_edge_weights, prune
 from timm_topo.executors import adjacency
-from timm_topo.stages import graph_stages
+from timm_topo.stages import Offset, graph_stages, shrink
 
 SIZE = (3, 16, 16)
 
@@ -143,6 +145,110 @@ def test_input_size_is_the_models_own_by_default(size_shown, tmp_path, randomise
 def test_the_default_input_has_the_channels_of_the_model(size_shown, tmp_path, randomise):
     with pytest.raises(RuntimeError, match=r'asked for \(2, 1, 96, 96\)'):
         export_onnx(tiny(randomise, in_chans=1), tmp_path / 'net.onnx')
+
+
+# -- networks that return maps --------------------------------------------------------------------
+
+
+class Pyramid(nn.Module):
+    """What detectors have for a backbone: maps by name, with a list among them."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net, self.pretrained_cfg = net, net.pretrained_cfg
+
+    def forward(self, x: torch.Tensor) -> dict:
+        first, *rest = self.net(x)
+        return {'p2': first, 'more': rest}
+
+
+def backbone(randomise) -> nn.Module:
+    sizes = dict(num_nodes=(4, 3), widths=(4, 6), strides=(1, 2), stem_width=4)
+    model = timm.create_model('test_toponet', features_only=True, out_indices=(0, 1, 2), **sizes)
+    return randomise(model).eval()
+
+
+def test_maps_are_exported_each_under_its_name(randomise, tmp_path):
+    model = backbone(randomise)
+    for net, names in (
+        (model, ['map_0', 'map_1', 'map_2']),
+        (Pyramid(model).eval(), ['p2', 'more_0', 'more_1']),
+    ):
+        assert 0 <= export_onnx(net, tmp_path / 'net.onnx', SIZE) < 1e-4
+        session = onnxruntime.InferenceSession(tmp_path / 'net.onnx')
+        assert [output.name for output in session.get_outputs()] == names
+        images = torch.randn(3, *SIZE)
+        got = session.run(names, {'image': images.numpy()})
+        for one, expected in zip(got, model(images), strict=True):
+            torch.testing.assert_close(torch.from_numpy(one), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_one_map_that_differs_is_refused(randomise, tmp_path, monkeypatch):
+    model, real = backbone(randomise), export._export
+
+    def export_other(model, images, path):
+        other = copy.deepcopy(model)
+        with torch.no_grad():
+            other.stages_0.connectivity.alpha[-1] += 0.01
+        real(other, images, path)
+
+    monkeypatch.setattr(export, '_export', export_other)
+    with pytest.raises(RuntimeError, match=r'differs by [\d.]+ from net\.onnx in map_1'):
+        export_onnx(model, tmp_path / 'net.onnx', SIZE)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_tensor_is_refused():
+    with pytest.raises(TypeError, match='or lists and dicts of them, not str'):
+        named_outputs([torch.zeros(1), 'maps'])
+
+
+# -- constants ------------------------------------------------------------------------------------
+
+
+def constant() -> Offset:
+    """With borders, in maps of 9 x 11."""
+    edge = torch.nn.functional.conv2d(torch.ones(1, 3, 9, 11), torch.randn(4, 3, 3, 3), padding=1)
+    offset = Offset(shrink(edge[0]))
+    assert offset.value.shape == (4, 3, 3)
+    return offset.eval()
+
+
+def test_at_a_fixed_size_constants_take_no_index_arithmetic():
+    offset, x = constant(), torch.randn(2, 4, 9, 11)
+    program = torch.export.export(offset, (x,), dynamic_shapes=({0: torch.export.Dim('batch')},))
+    traced = torch.fx.symbolic_trace(offset)
+    assert [node.op for node in traced.graph.nodes].count('call_function') == 2
+    for node in program.graph.nodes:
+        value = node.meta.get('val')
+        assert not isinstance(value, torch.Tensor) or value.is_floating_point(), node
+    for batch in (1, 3):
+        x = torch.randn(batch, 4, 9, 11)
+        assert torch.equal(program.module()(x), offset(x))
+        assert torch.equal(traced(x), offset(x))
+
+
+@pytest.mark.parametrize('strict', [False, True])
+def test_at_any_size_exported_constants_keep_their_borders(strict):
+    offset, sizes = constant(), {2: torch.export.Dim('height'), 3: torch.export.Dim('width')}
+    x = torch.randn(2, 4, 9, 11)
+    program = torch.export.export(offset, (x,), dynamic_shapes=(sizes,), strict=strict).module()
+    for size in ((3, 15), (20, 4), (2, 2)):
+        x = torch.randn(2, 4, *size)
+        assert torch.equal(program(x), offset(x))
+
+
+@pytest.mark.filterwarnings('ignore')  # of the exporter that knows opset 11
+def test_constants_of_any_size_are_in_opset_11(tmp_path):
+    offset, x = constant(), torch.randn(2, 4, 9, 11)
+    torch.onnx.export(
+        offset, (x,), tmp_path / 'net.onnx', opset_version=11, dynamo=False,
+        input_names=['x'], dynamic_axes={'x': {2: 'height', 3: 'width'}},
+    )  # fmt: skip
+    session = onnxruntime.InferenceSession(tmp_path / 'net.onnx')
+    x = torch.randn(2, 4, 15, 4)
+    (got,) = session.run(None, {'x': x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(got), offset(x))
 
 
 # -- what is not ----------------------------------------------------------------------------------

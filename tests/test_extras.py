@@ -44,6 +44,10 @@ NEEDS = {
 LONG = {
     'topo damage net -o x --dataset digits': {'matplotlib': 'analysis'},
     'topo export net x.onnx': dict.fromkeys(EXTRAS['export'], 'export'),
+    'topo export net x.onnx --int8 --dataset digits': {
+        **DIGITS,
+        **dict.fromkeys(EXTRAS['export'], 'export'),
+    },
     'topo prune routed --fraction 0.1 -o x --dataset digits --recalibrate 1': {
         'fvcore': 'analysis'
     },

@@ -545,6 +545,17 @@ def test_onnx_runs_the_same_mask(name, pruned, randomise, tmp_path):
     assert torch.allclose(torch.from_numpy(logits), model.eval()(x), atol=1e-4)
 
 
+@pytest.mark.filterwarnings('ignore')  # of the exporter that knows opset 11
+@pytest.mark.parametrize('name', NETWORKS)
+def test_a_network_is_exported_in_opset_11(name, tmp_path):
+    model, x = draw_masks(timm.create_model(name)).eval(), torch.randn(2, 3, 32, 32)
+    path = tmp_path / 'net.onnx'
+    with torch.no_grad():
+        torch.onnx.export(model, (x,), path, opset_version=11, dynamo=False, input_names=['image'])
+        (got,) = onnxruntime.InferenceSession(path).run(None, {'image': x.numpy()})
+        assert torch.allclose(torch.from_numpy(got), model(x), atol=1e-4)
+
+
 @pytest.mark.parametrize('name', NETWORKS)
 @pytest.mark.parametrize('training', [False, True])
 def test_checkpointing_changes_no_gradient(name, training):

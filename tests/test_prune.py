@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from fvcore.nn.precise_bn import update_bn_stats
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from timm.models import FeatureDictNet, FeatureListNet
 from torch import Tensor, nn
 
 import timm_topo  # noqa: F401  registers the models
@@ -377,6 +378,41 @@ def test_a_map_without_an_inside_is_kept_as_it_is():
     assert torch.equal(shrink(value), value)
     x = torch.zeros(1, 1, 4, 6)
     assert torch.equal(Offset(value)(x)[0], value)
+
+
+@pytest.mark.parametrize('kind', [FeatureListNet, FeatureDictNet])
+def test_networks_that_return_maps_are_pruned(kind):
+    """The difference is the largest of all maps, here of the second."""
+    model, keep = starved_case()
+    for module in model.stages[1].modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.constant_(module.weight, 0.01)
+    maps = kind(model, out_indices=(0, 1, 2), flatten_sequential=True).eval()
+    keep = {name.replace('.', '_'): mask for name, mask in keep.items()}
+    pruned, report = prune(maps, keep=keep, probe=images())
+    assert report.exact
+    rough, told = prune(maps, keep=keep, probe=images(), fold=False)
+    with mask_edges(maps, keep), torch.no_grad():
+        expected = maps(images())
+    got, far = pruned(images()), rough(images())
+    places = expected if kind is FeatureDictNet else range(3)
+    assert len(got) == len(expected) == 3
+    for place in places:
+        torch.testing.assert_close(got[place], expected[place])
+    differences = [(far[place] - expected[place]).abs().max().item() for place in places]
+    assert told.difference == pytest.approx(differences[1], rel=1e-4)
+    assert told.difference > 10 * max(differences[0], differences[2])
+    scale = max(expected[place].abs().max().item() for place in places)
+    assert told.scale == pytest.approx(scale, rel=1e-4)
+
+
+def test_a_network_that_does_not_tell_its_size_needs_a_probe():
+    model, keep = starved_case()
+    backbone = nn.Sequential(model)
+    keep = {f'0.{name}': mask for name, mask in keep.items()}
+    assert prune(backbone, keep=keep, probe=images())[1].exact
+    with pytest.raises(ValueError, match='Sequential does not tell the size of its images'):
+        prune(backbone, keep=keep)
 
 
 def test_a_node_that_nobody_reads_goes_without_difference():

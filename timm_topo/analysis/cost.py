@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..executors import evaluation_mode
 from ..extras import needs
 from ..stages import Stage
+from .outputs import named_outputs
 
 __all__ = ['Flops', 'Latency', 'count_flops', 'count_parameters', 'input_size_of', 'latency']
 
@@ -63,7 +64,13 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def input_size_of(model: nn.Module) -> tuple[int, int, int]:
-    """``(C, H, W)`` that a timm model is made for."""
+    """``(C, H, W)`` that a timm model is made for.
+
+    Raises:
+        ValueError: The model does not tell.
+    """
+    if not getattr(model, 'pretrained_cfg', None):
+        raise ValueError(f'{type(model).__name__} does not tell the size of its images: give one')
     channels, height, width = model.pretrained_cfg['input_size']
     return getattr(model, 'in_chans', channels), height, width
 
@@ -179,7 +186,12 @@ def _forward_ms(model: nn.Module, images: Tensor) -> float:
 def _training_ms(model: nn.Module, images: Tensor) -> float:
     images = images.to(next(model.parameters()))
     model.zero_grad()
-    return _ms(lambda: model(images).logsumexp(-1).mean().backward(), images.device)
+
+    def step() -> None:
+        outputs = named_outputs(model(images)).values()
+        sum(output.logsumexp(-1).mean() for output in outputs).backward()
+
+    return _ms(step, images.device)
 
 
 def _ms(run: Callable[[], object], device: torch.device) -> float:

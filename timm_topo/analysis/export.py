@@ -13,6 +13,7 @@ from ..extras import needs
 from ..files import replacing
 from ..stages import graph_stages
 from .cost import input_size_of
+from .outputs import named_outputs
 from .prune import edge_weights
 
 __all__ = ['export_graphml', 'export_onnx']
@@ -26,11 +27,14 @@ def export_onnx(
 ) -> float:
     """Write ``model`` as ONNX with a free batch size, run it in onnxruntime, compare.
 
+    Outputs have the names of :func:`timm_topo.analysis.outputs.named_outputs`: ``logits``, or of
+    networks that return maps, their keys or places.
+
     Args:
         model: Any timm model; exported in evaluation mode.
         path: The ``.onnx`` file. It appears only after the check has passed.
         input_size: ``(C, H, W)``; the model's own by default.
-        tolerance: Largest difference allowed, relative to the largest output.
+        tolerance: Largest difference allowed, of each output relative to its largest value.
 
     Returns:
         Largest absolute difference of the outputs over three images.
@@ -50,16 +54,20 @@ def export_onnx(
         try:
             model.cpu()
             with torch.no_grad():
-                expected = model(images)
+                expected = named_outputs(model(images))
                 _export(model, images[:2], scratch)
         finally:
             model.to(device)
         session = onnxruntime.InferenceSession(scratch, providers=['CPUExecutionProvider'])
-        (got,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
-        difference = (torch.from_numpy(got) - expected).abs().max().item()
-        if not difference <= tolerance * expected.abs().max().item():
-            raise RuntimeError(f'the ONNX network differs by {difference:.3g} from {path.name}')
-    return difference
+        got = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+        differences = []
+        for (name, one), other in zip(expected.items(), got, strict=True):
+            difference = (torch.from_numpy(other) - one).abs().max().item()
+            if not difference <= tolerance * one.abs().max().item():
+                told = f'the ONNX network differs by {difference:.3g} from {path.name}'
+                raise RuntimeError(f'{told} in {name}')
+            differences.append(difference)
+    return max(differences)
 
 
 def _export(model: nn.Module, images: torch.Tensor, path: Path) -> None:
@@ -72,7 +80,7 @@ def _export(model: nn.Module, images: torch.Tensor, path: Path) -> None:
             dynamo=True,
             external_data=False,
             input_names=['image'],
-            output_names=['logits'],
+            output_names=list(named_outputs(model(images))),
             dynamic_shapes=({0: torch.export.Dim('batch', min=1, max=65536)},),
             verbose=False,
         )

@@ -23,6 +23,7 @@ from ..executors import adjacency, evaluation_mode, record_runs
 from ..stages import Stage, TakesOffsets, graph_stages, is_routed, select_edges, shrink
 from ..wiring import Wiring
 from .cost import input_size_of
+from .outputs import named_outputs
 
 __all__ = [
     'ORDERS',
@@ -422,11 +423,13 @@ def _skips(stage: Stage, node: int) -> bool:
 
 @torch.no_grad()
 def _probe_output(model: nn.Module, probe: Tensor | None) -> Tensor:
+    """All values of all outputs."""
     reference = next(model.parameters())
     if probe is None:
         probe = _noise(input_size_of(model))
     with evaluation_mode(model):
-        return model(probe.to(reference)).float()
+        outputs = named_outputs(model(probe.to(reference)))
+    return torch.cat([output.float().flatten() for output in outputs.values()])
 
 
 def _noise(size: Sequence[int]) -> Tensor:

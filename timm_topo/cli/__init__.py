@@ -27,7 +27,7 @@ COMMANDS = {
     'routing': 'how images choose their edges',
     'plot': 'draw graphs, weights, training, data sets, likeness of networks',
     'report': 'one HTML page about a network',
-    'export': 'ONNX, or the graph as GraphML',
+    'export': 'ONNX, in eight bits too, or the graph as GraphML',
     'study': 'how networks adapt to data sets, from training to figures',
     'models': 'the networks of this package, and what the papers print',
 }

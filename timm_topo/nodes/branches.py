@@ -93,7 +93,7 @@ class BranchBlock(nn.Module):
                 f'norm_layer {type(self.bn1).__name__} takes channels of several branches '
                 'together: it must be a batch norm or another one per channel'
             )
-        self.act = nn.ReLU(inplace=True)
+        self.act1, self.act2, self.act3 = (nn.ReLU(inplace=True) for _ in range(3))
         same = in_chs == out_chs and stride == 1
         self.downsample = (
             nn.Identity() if same else ConvNorm(in_chs, out_chs, 1, stride, norm_layer, **dd)
@@ -101,15 +101,14 @@ class BranchBlock(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """``(B, C, in_chs, H, W)`` -> F_k(x_k) and shortcut(x_k), ``(B, C, out_chs, H', W')``."""
-        inner = self.act(self.bn1(self.conv1(x.flatten(1, 2))))
-        inner = self.conv3(self.act(self.bn2(self.conv2(inner))))
+        inner = self.act1(self.bn1(self.conv1(x.flatten(1, 2))))
+        inner = self.conv3(self.act2(self.bn2(self.conv2(inner))))
         if self.branch_norm:
             inner = self.bn3(inner)
         beside = self.downsample(x.flatten(0, 1))
-        return (
-            inner.unflatten(1, (self.branches, self.out_chs)),
-            beside.unflatten(0, (x.shape[0], self.branches)),
-        )
+        batch, height, width = x.shape[0], inner.shape[2], inner.shape[3]
+        shape = (batch, self.branches, self.out_chs, height, width)
+        return inner.reshape(shape), beside.reshape(shape)  # unflatten is not in ONNX opset 11
 
     def mix(self, inner: Tensor, beside: Tensor, weights: Tensor) -> Tensor:
         """x'_i = ReLU(norm(sum_k w_ik F_k(x_k)) + s_i sum_k w_ik shortcut(x_k)).
@@ -131,14 +130,14 @@ class BranchBlock(nn.Module):
         chs, height, width = inner.shape[2:]
         kept = weights
         if self.average:
-            kept = weights / weights.ne(0).sum(1, keepdim=True).clamp(min=1)
+            kept = _mean_weights(weights)
         weights = weights.to(inner.dtype).expand(batch, -1, -1)
         kept = kept.to(beside.dtype).expand(batch, -1, -1)
         beside = torch.bmm(kept, beside.flatten(2))
         mixed = torch.bmm(weights, inner.flatten(2))
         if not self.branch_norm:
             mixed = self.bn3(mixed.view(batch * rows, chs, height, width)).view_as(beside)
-        return self.act(mixed + beside).view(batch, rows, chs, height, width)
+        return self.act3(mixed + beside).view(batch, rows, chs, height, width)
 
     def select(self, kept: Sequence[int]) -> 'BranchBlock':
         """A copy with only the branches ``kept``."""
@@ -147,6 +146,14 @@ class BranchBlock(nn.Module):
         for name in ('conv1', 'bn1', 'conv2', 'bn2', 'conv3') + ('bn3',) * self.branch_norm:
             _take(getattr(smaller, name), self.branches, kept)
         return smaller
+
+
+def _mean_weights(weights: Tensor) -> Tensor:
+    """``weights`` over the number of those that are not 0, row by row."""
+    return weights / weights.ne(0).sum(1, keepdim=True).clamp(min=1)
+
+
+torch.fx.wrap('_mean_weights')  # a leaf for symbolic tracing: nobody observes counts
 
 
 def _take(module: nn.Module, branches: int, kept: Sequence[int]) -> None:

@@ -26,24 +26,51 @@ class Offset(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C, H, W)`` -> the same shape."""
-        value = self.value.to(x.dtype)
-        if self.height > 1:
-            value = value.index_select(1, _places(x[0, 0, :, 0], self.height))
-        if self.width > 1:
-            value = value.index_select(2, _places(x[0, 0, 0], self.width))
-        return x + value
+        return x + _fitted(self.value, (self.height, self.width), x)
 
     def extra_repr(self) -> str:
         return f'{tuple(self.value.shape)}'
 
 
+def _fitted(value: Tensor, stored: tuple[int, int], x: Tensor) -> Tensor:
+    """``value``, ``stored`` rows and columns, in the size and type of maps ``x``: ``(C, H, W)``."""
+    value = value.to(x.dtype)
+    in_dynamo = torch.compiler.is_dynamo_compiling()  # where free sizes pass for integers too
+    for dim, rows, line in zip((1, 2), stored, (x[0, 0, :, 0], x[0, 0, 0])):
+        size = x.shape[dim + 1]
+        if rows > 1 and isinstance(size, int) and not in_dynamo:
+            value = _stretched(value, dim, rows, size)
+        elif rows > 1:
+            value = value.index_select(dim, _places(line, rows))
+    return value
+
+
+torch.fx.wrap('_fitted')  # a leaf for symbolic tracing: it looks at shapes
+
+
+def _stretched(value: Tensor, dim: int, stored: int, size: int) -> Tensor:
+    """``value`` with ``size`` rows along ``dim``, in slices: a constant where sizes are fixed."""
+    half, near, far = (stored + 1) // 2, (size + 1) // 2, size // 2
+    shape = list(value.shape)
+    parts = [value.narrow(dim, 0, min(near, half))]
+    for middle, rows in ((half - 1, near - half), (stored // 2, far - half)):
+        shape[dim] = max(0, rows)
+        parts.append(value.narrow(dim, middle, 1).expand(shape))
+    kept = min(far, half)
+    return torch.cat([*parts, value.narrow(dim, stored - kept, kept)], dim)
+
+
 def _places(line: Tensor, stored: int) -> Tensor:
-    """Which of ``stored`` rows stands for each place of a line, ``(H,)``."""
-    place = torch.ones_like(line, dtype=torch.long).cumsum(0) - 1
+    """Which of ``stored`` rows stands for each place of a line, ``(H,)``.
+
+    Sizes that only running tells are counted here, in floats: integers are not clamped in ONNX
+    before opset 12.
+    """
+    place = torch.ones_like(line, dtype=torch.float32).cumsum(0) - 1
     size = place.shape[0]
     near_start = place.clamp(max=(stored - 1) // 2)
     near_end = (place + (stored - size)).clamp(min=stored // 2)
-    return torch.where(2 * place < size, near_start, near_end)
+    return torch.where(2 * place < size, near_start, near_end).long()
 
 
 def merge(one: Tensor, other: Tensor) -> Tensor:

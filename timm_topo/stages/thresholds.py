@@ -51,7 +51,7 @@ class InEdgeWeights:
         """
         if not self.rule.needs_context:
             return InEdges(self.rule(node))
-        self.pooled += [x_i.mean((2, 3)) for x_i in maps[len(self.pooled) :]]
+        self.pooled += [_pooled(x_i) for x_i in maps[len(self.pooled) :]]
         sources = self.wiring.preds(node)
         weights = self.rule(node, torch.stack([self.pooled[i] for i in sources], 1))
         return InEdges(weights) if self.thresholds is None else self._close(node, weights, maps)
@@ -60,15 +60,43 @@ class InEdgeWeights:
         if node == 1:
             self.computed.append(maps[0].new_ones(maps[0].shape[:1], dtype=torch.bool))
         start, stop = self.wiring.in_edges[node]
-        computed = torch.stack([self.computed[i] for i in self.wiring.preds(node)], 1)
-        is_open = (weights >= self.thresholds[start:stop]) & computed
-        if node == self.wiring.num_nodes - 1:
-            strongest = weights.masked_fill(~computed, -1.0).argmax(1, keepdim=True)
-            edges = torch.ones_like(weights, dtype=torch.long).cumsum(1) - 1  # 0, 1, 2...
-            strongest = (edges == strongest) & computed
-            is_open = is_open | (strongest & ~is_open.any(1, keepdim=True))
-        self.computed.append(is_open.any(1))
-        return InEdges(torch.where(is_open, weights, torch.zeros_like(weights)), is_open)
+        sources = [self.computed[i] for i in self.wiring.preds(node)]
+        last = node == self.wiring.num_nodes - 1
+        weights, is_open, computed = _closed(weights, self.thresholds[start:stop], sources, last)
+        self.computed.append(computed)
+        return InEdges(weights, is_open)
+
+
+def _pooled(x: Tensor) -> Tensor:
+    """``(B, C, H, W)`` -> ``(B, C)``."""
+    return x.mean((2, 3))
+
+
+def _closed(
+    weights: Tensor, thresholds: Tensor, sources: list[Tensor], last: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights of the in-edges of a node ``(B, in_degree)``, which are open, and for which images.
+
+    Args:
+        weights: As a rule gives them, ``(B, in_degree)``.
+        thresholds: ``(in_degree,)``.
+        sources: For which images the sources were computed, booleans ``(B,)``.
+        last: Whether the node is the output.
+    """
+    computed = torch.stack(sources, 1)
+    is_open = (weights >= thresholds) & computed
+    if last:
+        strongest = weights.masked_fill(~computed, -1.0).argmax(1, keepdim=True)
+        edges = torch.ones_like(weights, dtype=torch.long).cumsum(1) - 1  # 0, 1, 2...
+        strongest = (edges == strongest) & computed
+        is_open = is_open | (strongest & (is_open.sum(1, keepdim=True) == 0))
+    weights = torch.where(is_open, weights, torch.zeros_like(weights))
+    return weights, is_open, is_open.sum(1) > 0  # onnxruntime infers no shape of any()
+
+
+# Leaves for symbolic tracing: quantized maps have no such mean, and nobody observes booleans.
+torch.fx.wrap('_pooled')
+torch.fx.wrap('_closed')
 
 
 def closing_thresholds(stage: Stage) -> Tensor | None:

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
+from itertools import islice
 
 import torch
 from timm.data import create_loader, resolve_data_config
@@ -132,7 +133,7 @@ def image_batches(
         batch_size: Images per batch.
     """
     loader = sample(eval_loader(model, dataset, batch_size), count * batch_size)
-    return [images for images, _ in loader if len(images)]
+    return [images for images, _ in islice(loader, count) if len(images)]
 
 
 def sample(loader, count: int):
