@@ -6,7 +6,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -47,6 +46,17 @@ from pathlib import Path
 from timm_topo.files import locked
 with locked(Path(sys.argv[1])):
     print('ready', flush=True)
+    time.sleep(600)
+"""
+FORK = """
+import os
+from pathlib import Path
+from timm_topo.files import locked
+with locked(Path(sys.argv[1])):
+    print('ready', flush=True)
+    worker = os.fork()
+    if worker:
+        print(worker, flush=True)
     time.sleep(600)
 """
 SCRATCH = """
@@ -160,18 +170,16 @@ def test_two_processes_are_never_in_one_folder(tmp_path):
     assert os.listdir(tmp_path) == ['run'], 'what stays empty goes'
 
 
-def test_a_worker_does_not_hold_the_lock_of_its_parent(tmp_path):
-    with locked(tmp_path / 'run'):
-        (tmp_path / 'run' / 'file').touch()
-        worker = os.fork()
-        if not worker:
-            time.sleep(600)
+def test_a_worker_that_outlives_its_parent_does_not_hold_its_lock(tmp_path):
+    process = another_process(FORK, tmp_path / 'run')
+    worker = int(process.stdout.readline())
+    process.send_signal(signal.SIGKILL)
+    process.wait()
     try:
         with locked(tmp_path / 'run'):
-            pass
+            os.kill(worker, 0)  # it is there
     finally:
         os.kill(worker, signal.SIGKILL)
-        os.waitpid(worker, 0)
 
 
 @pytest.mark.parametrize('enter', [scratch_folder, lambda path: locked(path.parent)])

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import timm_topo
-from timm_topo.checkpoint import checkpoint_origin, describe, load
+from timm_topo.checkpoint import checkpoint_origin, describe, load, saved_config
 from timm_topo.cli import main
 from timm_topo.schema import check_network
 from timm_topo.training.options import parse_args
@@ -120,6 +120,7 @@ def test_descriptions_fetch_nothing(fetched, tmp_path, capsys):
         assert main(['inspect', str(path)]) == 0, capsys.readouterr().err
         checkpoint_origin(path)
     assert fetched == []
+    assert URL not in json.dumps(saved_config(folder))
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ def check_plain(values: Mapping, source: str | Path) -> None:
         ValueError: There is such a value.
     """
     try:
-        for count, (place, _, value, _) in enumerate(_walk(values, '', '', 0)):
+        for count, (place, _, value, _) in enumerate(_walk(values, named=False)):
             if count > _MOST_PLAIN or not isinstance(value, (bool, float, int, str, type(None))):
                 raise ValueError(f'{place} is no plain value, or one of too many')
     except ValueError as error:
@@ -119,7 +119,7 @@ def check_values(values: Mapping) -> None:
         ValueError: As for :func:`check_network`.
     """
     blocks = 0
-    for count, (place, name, value, inside) in enumerate(_walk(values, '', '', 0)):
+    for count, (place, name, value, inside) in enumerate(_walk(values)):
         allowed = _allowed(name, value, inside)
         if allowed:
             raise ValueError(f'{place} must be {allowed}, got {reprlib.repr(value)}')
@@ -128,8 +128,11 @@ def check_values(values: Mapping) -> None:
             raise ValueError(f'{place} is more than a network has')
 
 
-def _walk(value, place: str, name: str, depth: int) -> Iterator[tuple[str, str, object, bool]]:
+def _walk(
+    value, place: str = '', name: str = '', depth: int = 0, named: bool = True
+) -> Iterator[tuple[str, str, object, bool]]:
     """Place, name, value and whether it is in a list, for all that is no list or mapping."""
+    name = name if named else ''
     if depth > _MOST_DEPTH:
         raise ValueError(f'{place[:80]} is nested more than {_MOST_DEPTH} deep')
     if isinstance(value, dict):
@@ -138,7 +141,9 @@ def _walk(value, place: str, name: str, depth: int) -> Iterator[tuple[str, str, 
         for key, one in value.items():
             if not isinstance(key, (str, int)):
                 raise ValueError(f'{place} must have names, got {reprlib.repr(key)}')
-            yield from _walk(one, f'{place}.{key}' if place else str(key), str(key), depth + 1)
+            yield from _walk(
+                one, f'{place}.{key}' if place else str(key), str(key), depth + 1, named
+            )
     elif isinstance(value, (list, tuple)):
         if name == 'edges' and all(map(_is_edge, value)):
             return  # a wiring checks the rest, and there are many
@@ -155,7 +160,7 @@ def _walk(value, place: str, name: str, depth: int) -> Iterator[tuple[str, str, 
             if isinstance(one, (dict, list, tuple)):
                 if name in _FLAT:
                     raise ValueError(f'{place} must be flat, got {reprlib.repr(value)}')
-                yield from _walk(one, f'{place}[{i}]', name, depth + 1)
+                yield from _walk(one, f'{place}[{i}]', name, depth + 1, named)
             else:
                 yield f'{place}[{i}]', name, one, True
     else:
