@@ -317,7 +317,7 @@ def test_options_may_stand_anywhere(net, told, tmp_path):
 #: What commands need beside a network.
 NEEDED = {
     'plot': ('-o', 'x.svg'), 'prune': ('--fraction', 0.1, '-o', 'x'), 'report': ('-o', 'x.html'),
-    'export': ('x.onnx',), 'damage': ('-o', 'x', '--dataset', 'idx'), 'retrain': ('-o', 'x',
+    'export': ('-o', 'x.onnx'), 'damage': ('-o', 'x', '--dataset', 'idx'), 'retrain': ('-o', 'x',
     '--snapshots'), 'evaluate': ('--dataset', 'idx'), 'sweep': ('--dataset', 'idx'),
     'routing': ('--dataset', 'idx'),
 }  # fmt: skip
@@ -999,8 +999,8 @@ def test_export_of_graphs(smaller, told, topo, tmp_path):
     path = tmp_path / 'new' / 'a.graphml'
     expected = edges_of(restore(smaller))
     count = sum(map(len, expected.values()))
-    result = told('export', smaller, path)
-    assert result == {'file': str(path), 'nodes': result['nodes'], 'edges': count}
+    result = told('export', smaller, '-o', path)
+    assert result == {'written': [str(path)], 'nodes': result['nodes'], 'edges': count}
     graph = nx.read_graphml(path)
     assert len(graph) == result['nodes']
     found = {name: {} for name in expected}
@@ -1009,8 +1009,8 @@ def test_export_of_graphs(smaller, told, topo, tmp_path):
         assert one['stage'] == other['stage']
         found[one['stage']][one['id'], other['id']] = weight
     assert found == expected
-    text = f'{path}: {result["nodes"]} nodes, {count} edges\n'
-    assert topo('export', smaller, path) == (0, text, '')
+    text = f'{result["nodes"]} nodes, {count} edges\nwritten: {path}\n'
+    assert topo('export', smaller, '-o', path) == (0, text, '')
 
 
 def test_export_of_networks_asks_for_the_size_it_was_told(net, told, topo, monkeypatch, tmp_path):
@@ -1023,9 +1023,9 @@ def test_export_of_networks_asks_for_the_size_it_was_told(net, told, topo, monke
 
     monkeypatch.setattr(module, 'export_onnx', export)
     path = str(tmp_path / 'a.onnx')
-    assert told('export', net, path) == {'file': path, 'difference': 1.25e-7}
-    told_ = topo('export', net, path, '--input-size', 3, 24, 32)
-    assert told_ == (0, f'{path}: onnxruntime agrees with PyTorch to 1.2e-07\n', '')
+    assert told('export', net, '-o', path) == {'written': [path], 'difference': 1.25e-7}
+    told_ = topo('export', net, '-o', path, '--input-size', 3, 24, 32)
+    assert told_ == (0, f'onnxruntime agrees with PyTorch to 1.2e-07\nwritten: {path}\n', '')
     assert asked == [(parameters(tiny()), path, None), (parameters(tiny()), path, [3, 24, 32])]
 
 
@@ -1046,7 +1046,7 @@ def test_export_in_eight_bits_tells_accuracy_before_and_after(
     )
     path = tmp_path / 'new' / 'a.onnx'
     for name, shown, images in (('net', 24, ()), ('routed', 5, ('--calibration-images', 5))):
-        result = told('export', networks[name], path, '--int8', *images, *on)
+        result = told('export', networks[name], '-o', path, '--int8', *images, *on)
         model = restore(networks[name])
         loader = eval_loader(model, validation)
         session = onnxruntime.InferenceSession(path)
@@ -1056,34 +1056,35 @@ def test_export_in_eight_bits_tells_accuracy_before_and_after(
         before, after = accuracy(model, validation), 100 * np.concatenate(right).mean()
         assert abs(before - after) > 1
         assert result == {
-            'file': str(path), 'difference': result['difference'], 'calibration_images': shown,
+            'written': [str(path)], 'difference': result['difference'], 'calibration_images': shown,
             'top1': {'before': before, 'after': pytest.approx(after)},
         }  # fmt: skip
         assert result['difference'] < 1e-4
         assert 'QuantizeLinear' in {node.op_type for node in onnx.load(path).graph.node}
-    status, out, _ = topo('export', net, path, '--int8', '--input-size', 3, 24, 24, *on)
+    status, out, _ = topo('export', net, '-o', path, '--int8', '--input-size', 3, 24, 24, *on)
     assert status == 0
     assert re.fullmatch(
-        rf'{path}: onnxruntime agrees with PyTorch to \S+ before quantization\n'
-        r'int8, calibrated on 24 images: top-1 \d+\.\d\d% before, \d+\.\d\d% after\n', out
+        r'onnxruntime agrees with PyTorch to \S+ before quantization\n'
+        r'int8, calibrated on 24 images: top-1 \d+\.\d\d% before, \d+\.\d\d% after\n'
+        rf'written: {path}\n', out
     )  # fmt: skip
     shape = onnxruntime.InferenceSession(path).get_inputs()[0].shape
     assert shape[1:] == [3, 24, 24]
 
 
 def test_export_in_eight_bits_is_told_how_to_be_used(topo, net, on, tmp_path):
-    assert_usage(topo('export', net, tmp_path / 'a.onnx', '--int8'), '--int8 needs --dataset')
-    result = topo('export', net, tmp_path / 'a.graphml', '--int8', *on)
+    assert_usage(topo('export', net, '-o', tmp_path / 'a.onnx', '--int8'), '--int8 needs --dataset')
+    result = topo('export', net, '-o', tmp_path / 'a.graphml', '--int8', *on)
     assert_usage(result, r'--int8 is of \.onnx, not of .*a\.graphml')
     assert os.listdir(tmp_path) == []
 
 
 def test_export_refuses_other_files_and_weights_by_image(net, networks, topo, on, tmp_path):
     path = tmp_path / 'a.graphml'
-    assert_one_error(topo('export', net, 'a.xml'), r'a\.xml is neither \.onnx nor \.graphml')
-    assert_one_error(topo('export', networks['routed'], path), 'on the image: give --dataset')
+    assert_one_error(topo('export', net, '-o', 'a.xml'), r'a\.xml is neither \.onnx nor \.graphml')
+    assert_one_error(topo('export', networks['routed'], '-o', path), 'on the image: give --dataset')
     assert os.listdir(tmp_path) == []
-    assert topo('export', networks['routed'], path, *on)[0] == 0
+    assert topo('export', networks['routed'], '-o', path, *on)[0] == 0
     assert nx.read_graphml(path).number_of_edges() == 16
 
 
@@ -1210,7 +1211,7 @@ REST = {
     'retrain': ['-o', '{out}/a', '--', '--epochs', '1', '--no-tensorboard', '-j', '0'],
     'compare': ['--csv', '{out}/a.csv'],
     'report': ['-o', '{out}/a.html'],
-    'export': ['{out}/a.graphml'],
+    'export': ['-o', '{out}/a.graphml'],
 }
 
 

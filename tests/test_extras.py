@@ -27,7 +27,7 @@ ANALYSIS = {'fvcore': 'analysis', 'sklearn': 'analysis', 'scipy': 'analysis'}
 #: Modules that a command needs, and the extra that its error names; it runs without all others.
 NEEDS = {
     'topo compare net --repeats 1': ANALYSIS,
-    'topo export net x.graphml': {},
+    'topo export net -o x.graphml': {},
     'topo inspect net': {'fvcore': 'analysis'},
     'topo inspect net --characteristics': ANALYSIS,
     'topo inspect net --dataset digits': {'fvcore': 'analysis', **DIGITS},
@@ -43,8 +43,8 @@ NEEDS = {
 #: The same of commands that take long, or that need the work of such: they are only seen to fail.
 LONG = {
     'topo damage net -o x --dataset digits': {'matplotlib': 'analysis'},
-    'topo export net x.onnx': dict.fromkeys(EXTRAS['export'], 'export'),
-    'topo export net x.onnx --int8 --dataset digits': {
+    'topo export net -o x.onnx': dict.fromkeys(EXTRAS['export'], 'export'),
+    'topo export net -o x.onnx --int8 --dataset digits': {
         **DIGITS,
         **dict.fromkeys(EXTRAS['export'], 'export'),
     },

@@ -177,9 +177,10 @@ def test_prune_shows_its_usage_when_options_do_not_fit(saved, tool, tmp_path, ar
 
 
 def test_export_writes_a_file_that_onnxruntime_runs(saved, tool, tmp_path):
-    status, out, _ = tool('export', saved, tmp_path / 'net.onnx')
+    status, out, _ = tool('export', saved, '-o', tmp_path / 'net.onnx')
     assert status == 0
-    assert re.search(rf'{tmp_path}/net\.onnx: onnxruntime agrees with PyTorch to [\d.e-]+$', out)
+    told = r'onnxruntime agrees with PyTorch to [\d.e-]+\nwritten: '
+    assert re.fullmatch(rf'{told}{tmp_path}/net\.onnx\n', out)
     session = onnxruntime.InferenceSession(
         tmp_path / 'net.onnx', providers=['CPUExecutionProvider']
     )
@@ -190,13 +191,13 @@ def test_export_writes_a_file_that_onnxruntime_runs(saved, tool, tmp_path):
 
 
 def test_export_of_a_missing_network_is_one_error(tool, tmp_path):
-    result = tool('export', tmp_path / 'none', tmp_path / 'net.onnx')
+    result = tool('export', tmp_path / 'none', '-o', tmp_path / 'net.onnx')
     assert_one_error(*result, r'none is no checkpoint: there is neither')
     assert os.listdir(tmp_path) == []
 
 
 def test_export_with_an_input_that_does_not_fit_is_one_error(saved, tool, tmp_path):
-    result = tool('export', saved, tmp_path / 'net.onnx', '--input-size', 4, 32, 32)
+    result = tool('export', saved, '-o', tmp_path / 'net.onnx', '--input-size', 4, 32, 32)
     assert_one_error(*result, 'channels')
     assert os.listdir(tmp_path) == []
 

@@ -4,9 +4,9 @@ With --int8, convolutions and linear layers take eight bits: onnxruntime's stati
 calibrated on training images. Accuracy before and after is measured on the validation split.
 
 examples:
-  topo export pruned pruned.onnx
-  topo export pruned int8.onnx --int8 --dataset digits
-  topo export pruned pruned.graphml
+  topo export pruned -o pruned.onnx
+  topo export pruned -o int8.onnx --int8 --dataset digits
+  topo export pruned -o pruned.graphml
 """
 
 import argparse
@@ -23,7 +23,7 @@ from .common import add_data, add_network, data_of, images_of, network, training
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_network(parser)
-    parser.add_argument('file', metavar='FILE', help='.onnx or .graphml')
+    parser.add_argument('-o', '--output', required=True, metavar='FILE', help='.onnx or .graphml')
     parser.add_argument('--input-size', type=positive, nargs=3, metavar='N', help='C H W, of ONNX')
     parser.add_argument('--int8', action='store_true', help='quantize; needs --dataset')
     parser.add_argument(
@@ -36,21 +36,24 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     if args.int8 and args.dataset is None:
         parser.error('--int8 needs --dataset')
-    if args.int8 and Path(args.file).suffix == '.graphml':
-        parser.error(f'--int8 is of .onnx, not of {args.file}')
+    if args.int8 and Path(args.output).suffix == '.graphml':
+        parser.error(f'--int8 is of .onnx, not of {args.output}')
 
 
 def run(args: argparse.Namespace) -> dict:
-    kind = Path(args.file).suffix
+    kind = Path(args.output).suffix
     if kind not in ('.onnx', '.graphml'):
-        raise ValueError(f'{args.file} is neither .onnx nor .graphml')
+        raise ValueError(f'{args.output} is neither .onnx nor .graphml')
     model = network(args)
     if kind == '.graphml':
-        graph = export_graphml(model, args.file, images_of(args, model))
-        return {'file': args.file, 'nodes': len(graph), 'edges': graph.number_of_edges()}
+        graph = export_graphml(model, args.output, images_of(args, model))
+        return {'written': [args.output], 'nodes': len(graph), 'edges': graph.number_of_edges()}
     if args.int8:
         return _int8(args, model)
-    return {'file': args.file, 'difference': export_onnx(model, args.file, args.input_size)}
+    return {
+        'written': [args.output],
+        'difference': export_onnx(model, args.output, args.input_size),
+    }
 
 
 def _int8(args: argparse.Namespace, model: nn.Module) -> dict:
@@ -58,14 +61,14 @@ def _int8(args: argparse.Namespace, model: nn.Module) -> dict:
         model.pretrained_cfg = {**model.pretrained_cfg, 'input_size': tuple(args.input_size)}
     data = data_of(args, model)
     batches = image_batches(model, training_data(args, model), args.calibration_images, 1)
-    difference = export_int8(model, args.file, batches)
+    difference = export_int8(model, args.output, batches)
     top1 = None
     if model.num_classes:
         images = eval_loader(model, data)
-        after = evaluate(OnnxNetwork(args.file), images, images.device)['top1']
+        after = evaluate(OnnxNetwork(args.output), images, images.device)['top1']
         top1 = {'before': accuracy(model, data), 'after': after}
     return {
-        'file': args.file,
+        'written': [args.output],
         'difference': difference,
         'calibration_images': len(batches),
         'top1': top1,
@@ -74,8 +77,8 @@ def _int8(args: argparse.Namespace, model: nn.Module) -> dict:
 
 def text(result: dict) -> str:
     if 'difference' not in result:
-        return f'{result["file"]}: {result["nodes"]} nodes, {result["edges"]} edges'
-    lines = [f'{result["file"]}: onnxruntime agrees with PyTorch to {result["difference"]:.2g}']
+        return f'{result["nodes"]} nodes, {result["edges"]} edges'
+    lines = [f'onnxruntime agrees with PyTorch to {result["difference"]:.2g}']
     if 'calibration_images' in result:
         lines[0] += ' before quantization'
         lines.append(f'int8, calibrated on {result["calibration_images"]} images')
