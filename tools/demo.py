@@ -5,7 +5,6 @@
 """
 
 import argparse
-import csv
 import json
 import shutil
 import sys
@@ -19,6 +18,7 @@ import timm_topo
 from timm_topo.analysis.compare import Cut, measure, prune_sweep
 from timm_topo.analysis.export import export_onnx
 from timm_topo.analysis.prune import prune
+from timm_topo.analysis.tables import read_csv
 from timm_topo.data import load_dataset
 from timm_topo.files import replacing, write_text
 from timm_topo.training.evaluate import accuracy, image_batches
@@ -96,8 +96,7 @@ def run_training(name: str, folder: Path, options: argparse.Namespace) -> dict:
     argv = ['-c', str(CONFIG), '--model', name, '--epochs', str(options.epochs)]
     argv += ['--seed', str(options.seed), '--output', str(folder), '--experiment', name]
     result = train(parse_args([*argv, '--resume', 'auto']))
-    with open(result['folder'] / 'summary.csv', newline='', encoding='utf-8') as file:
-        return {**result, 'rows': list(csv.DictReader(file))}
+    return {**result, 'rows': read_csv(result['folder'] / 'summary.csv')}
 
 
 def prune_while_harmless(model, validation) -> tuple[list[Cut], Cut]:
@@ -106,10 +105,9 @@ def prune_while_harmless(model, validation) -> tuple[list[Cut], Cut]:
     least = accuracy(model, data) - TOLERANCE
     cuts, best = [], Cut(0.0, *prune(model, fraction=0), *[validation(model)] * 2)
     for cut in prune_sweep(model, FRACTIONS, image_batches(model, data), validation):
-        print(
-            f'  {cut.fraction:.0%} of the edges removed: top-1 {cut.at_once:.2f}%, with new '
-            f'batch-norm statistics {cut.recalibrated:.2f}%',
-            flush=True,
+        say(
+            f'{cut.fraction:.0%} of the edges removed: top-1 {cut.at_once:.2f}%, with new '
+            f'batch-norm statistics {cut.recalibrated:.2f}%'
         )
         cuts.append(cut)
         if accuracy(cut.model, data) >= least:
