@@ -779,7 +779,7 @@ def test_values_of_a_file_become_what_the_command_line_makes_of_them(tmp_path):
         ('scale: 0.5\n', 'config.yaml: bad value for scale: 0.5'),
         ('scale: [0.5]\n', 'config.yaml: bad value for scale: [0.5]'),
         ('scale: [a, b]\n', "config.yaml: bad value for scale: ['a', 'b']"),
-        ('input_size: [3, 32]\n', 'config.yaml: input_size must be three numbers'),
+        ('input_size: [3, 32]\n', 'config.yaml: bad value for input_size: [3, 32]'),
         ('1: 2\n', 'config.yaml: unknown option 1'),
         ('model_kwargs: [1]\n', 'config.yaml: bad value for model_kwargs: [1]'),
         ('clip_mode: soft\n', "config.yaml: bad value for clip_mode: 'soft'"),

@@ -128,10 +128,8 @@ def add_summary(page, options: argparse.Namespace, measured: dict, difference: f
         "network (timm_topo.load('pruned')) and pruned.onnx, on which onnxruntime agrees with "
         f'PyTorch to {difference:.1g}.'
     )
-    note = (
-        f'with new batch-norm statistics; unpruned {before["score"]:.1f}%, residual '
-        f'{residual["score"]:.1f}%'
-    )
+    others = f'unpruned {before["score"]:.1f}%, residual {residual["score"]:.1f}%'
+    note = f'with new batch-norm statistics; {others}'
     page.facts(
         [
             ('top-1, learned and pruned', f'{after["score"]:.1f}%', note),
