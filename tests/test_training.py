@@ -855,7 +855,8 @@ def test_every_configuration_parses_and_its_model_builds(path):
     args = parse_args(['-c', str(path)])
     model = timm.create_model(args.model, device='meta', **args.model_kwargs)
     optimizer = torch.optim.SGD(model.parameters(), lr=args.lr)
-    create_scheduler_v2(optimizer, **scheduler_kwargs(args, decreasing_metric=False))
+    kwargs = scheduler_kwargs(args, decreasing_metric=False)
+    create_scheduler_v2(optimizer, **kwargs, updates_per_epoch=1)
     assert path.stem.startswith(args.model.removesuffix('_adaptive'))
 
 
@@ -937,6 +938,25 @@ def test_edge_weights_are_not_decayed_whatever_the_optimizer_decays(argv, monkey
     decay = {id(p): g['weight_decay'] for g in run.optimizer.param_groups for p in g['params']}
     found = {name: decay[id(p)] for name, p in run.model.named_parameters()}
     assert found == {name: 0.0 if name.endswith('alpha') else 0.5 for name in found}
+
+
+@pytest.mark.parametrize('everything', [False, True])
+@pytest.mark.parametrize('extra', [(), ('--layer-decay', 0.9)], ids=['', 'layer_decay'])
+@pytest.mark.parametrize('rule', ['alpha', 'tanh', 'router', 'mask'])
+def test_edge_weights_are_decayed_where_that_is_asked_for(argv, rule, extra, everything):
+    """Biases, norms and thresholds are not, unless everything is: by what a step does."""
+    extra += ('--opt-kwargs', 'filter_bias_and_bn=False') if everything else ()
+    run = built(argv('--decay-edges', '--weight-decay', 0.5, *extra, connectivity=rule))
+    with torch.no_grad():
+        before = {name: p.fill_(0.5).clone() for name, p in run.model.named_parameters()}
+    for parameter in run.model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    run.optimizer.step()
+    still = {name for name, p in run.model.named_parameters() if torch.equal(p, before[name])}
+    edges = {name for name in before if name.endswith(('.alpha', '.mask', 'connectivity.weight'))}
+    exempt = {name for name, p in before.items() if p.ndim == 1} - edges
+    assert edges
+    assert still == (set() if everything else exempt)
 
 
 # -- options do what they do in timm's script -----------------------------------------------------

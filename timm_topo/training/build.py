@@ -21,7 +21,7 @@ from ..analysis.history import read_snapshot, snapshot_name
 from ..analysis.process import set_edge_weights
 from ..analysis.prune import freeze_edge_weights, retrainable
 from ..checkpoint import load, read_checkpoint, saved_config
-from ..connectivity import exempt_from_weight_decay
+from ..connectivity import decay_edge_weights, exempt_from_weight_decay
 from ..data import Portion, class_names, load_dataset, summary
 from ..images import image_mode
 from ..models import rewire
@@ -121,8 +121,7 @@ def build(args: TrainingOptions, device: torch.device):
         device=device,
         verbose=False,
     )
-    optimizer = create_optimizer_v2(model, **{**optimizer_kwargs(cfg=args), **args.opt_kwargs})
-    exempt_from_weight_decay(optimizer, model)
+    optimizer = _optimizer(args, model)
     amp_dtype = getattr(torch, args.amp_dtype)
     if args.amp and amp_dtype == torch.float16 and device.type == 'cpu':
         raise ValueError('float16 underflows without a scaler; on CPU use --amp-dtype bfloat16')
@@ -141,6 +140,17 @@ def build(args: TrainingOptions, device: torch.device):
         told=told,
     )
     return run, data_config, classes
+
+
+def _optimizer(args: TrainingOptions, model: nn.Module) -> torch.optim.Optimizer:
+    options = {**optimizer_kwargs(cfg=args), **args.opt_kwargs}
+    optimizer = create_optimizer_v2(model, **options)
+    if args.decay_edges:
+        biases = not options.get('filter_bias_and_bn', True)
+        decay_edge_weights(optimizer, model, options['weight_decay'], biases)
+    else:
+        exempt_from_weight_decay(optimizer, model)
+    return optimizer
 
 
 def _asked_channels(args: TrainingOptions) -> int | None:
