@@ -267,7 +267,7 @@ def test_our_train_net_decays_edge_weights_if_asked(tool, digits, weights, tmp_p
 
 @pytest.mark.parametrize('edges', [False, True])
 def test_parameters_for_lazyconfig_optimizers(edges):
-    """As detectron2's function, but for edge weights if not asked; routers' matrices are decayed."""
+    """As detectron2's function, but for edge weights unless asked; matrices of routers decay."""
     model = TopoBackbone('test_toponet', norm='BN', connectivity='router')
     groups = topo_optimizer_params(
         model, edges, base_lr=0.1, weight_decay=0.3, weight_decay_norm=0.0

@@ -9,6 +9,7 @@ from timm.data import resolve_input_data_config
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from torch import nn
 
+from timm_topo.training.build import build_optimizer
 from timm_topo.training.options import TrainingOptions, parse_args
 
 FOLDER = Path(__file__).parents[1] / 'configs' / 'classification'
@@ -63,3 +64,18 @@ def test_resnets_of_dgnet_warm_up_from_a_tenth_as_goyal_et_al():
     found = rates(OPTIONS['dgnet_resnet50_in1k_100ep'], 2)
     assert found[:10] == pytest.approx([0.1 + 0.03 * i for i in range(10)])
     assert max(found) == pytest.approx(0.4, rel=0.01)
+
+
+def test_janik_and_nowak_train_as_the_code_that_they_refer_to():
+    """One group of plain SGD that decays everything; a tenth in the 80th and the 90th epoch."""
+    args = OPTIONS['dagnet60_cifar10_100ep']
+    model = timm.create_model(args.model, device='meta')
+    optimizer = build_optimizer(args, model)
+    assert type(optimizer) is torch.optim.SGD
+    for group in optimizer.param_groups:
+        found = [group[name] for name in ('momentum', 'dampening', 'nesterov', 'weight_decay')]
+        assert found == [0.9, 0, False, 1e-4]
+    trained = [id(p) for group in optimizer.param_groups for p in group['params']]
+    assert sorted(trained) == sorted(map(id, model.parameters()))
+    assert rates(args, 1) == pytest.approx([0.1] * 79 + [0.01] * 10 + [0.001] * 11)
+    assert (args.aug, args.crop_padding, args.hflip, args.smoothing) == (True, 4, 0.5, 0.0)

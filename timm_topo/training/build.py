@@ -31,7 +31,8 @@ from .options import TrainingOptions
 from .weights import load_weights, pretrained_weights
 
 __all__ = [
-    'NO_WEIGHTS', 'Run', 'build', 'build_model', 'default_name', 'split_rewire_kwargs',
+    'NO_WEIGHTS', 'Run', 'build', 'build_model', 'build_optimizer', 'default_name',
+    'split_rewire_kwargs',
 ]  # fmt: skip
 
 #: Options of a training that starts from no weights, or from those of a saved network.
@@ -121,7 +122,7 @@ def build(args: TrainingOptions, device: torch.device):
         device=device,
         verbose=False,
     )
-    optimizer = _optimizer(args, model)
+    optimizer = build_optimizer(args, model)
     amp_dtype = getattr(torch, args.amp_dtype)
     if args.amp and amp_dtype == torch.float16 and device.type == 'cpu':
         raise ValueError('float16 underflows without a scaler; on CPU use --amp-dtype bfloat16')
@@ -142,7 +143,8 @@ def build(args: TrainingOptions, device: torch.device):
     return run, data_config, classes
 
 
-def _optimizer(args: TrainingOptions, model: nn.Module) -> torch.optim.Optimizer:
+def build_optimizer(args: TrainingOptions, model: nn.Module) -> torch.optim.Optimizer:
+    """timm's optimizer; edge weights are decayed where ``args`` say so alone."""
     options = {**optimizer_kwargs(cfg=args), **args.opt_kwargs}
     optimizer = create_optimizer_v2(model, **options)
     if args.decay_edges:

@@ -121,7 +121,7 @@ class TrainingOptions:
     opt_kwargs: dict = _optimizer({}, metavar='K=V')
     momentum: float = _optimizer(0.9)
     weight_decay: float = _optimizer(
-        1e-4, 'not of biases and norms, as in timm: theirs by --opt-kwargs filter_bias_and_bn=False')
+        1e-4, 'as in timm not of biases and norms: all by --opt-kwargs filter_bias_and_bn=False')
     decay_edges: bool = _optimizer(False, 'edge weights too, of every rule')
     layer_decay: float | None = _optimizer(
         None, 'rate of each layer relative to that of the next one (default: all the same)',
