@@ -1,5 +1,7 @@
 """Recipes of the papers: what ``configs/classification`` trains with, against what they print."""
 
+import dataclasses
+import math
 from pathlib import Path
 
 import pytest
@@ -79,3 +81,24 @@ def test_janik_and_nowak_train_as_the_code_that_they_refer_to():
     assert sorted(trained) == sorted(map(id, model.parameters()))
     assert rates(args, 1) == pytest.approx([0.1] * 79 + [0.01] * 10 + [0.001] * 11)
     assert (args.aug, args.crop_padding, args.hflip, args.smoothing) == (True, 4, 0.5, 0.0)
+
+
+@pytest.mark.parametrize(
+    ('name', 'expected'),
+    [
+        ('maskconnect_resnext50_32x4d_in1k_90ep', [0.1] * 30 + [0.01] * 30 + [0.001] * 30),
+        ('maskconnect_resnet38_cifar100_164ep', [0.1] * 82 + [0.01] * 41 + [0.001] * 41),
+        (
+            'randwire_ws_small_in1k_100ep',
+            [0.05 * (1 + math.cos(math.pi * epoch / 100)) for epoch in range(100)],
+        ),
+    ],
+)
+def test_rates_of_every_epoch(name, expected):
+    assert rates(OPTIONS[name], 1) == pytest.approx(expected)
+
+
+def test_table_5_of_dgnet_is_longer_than_table_1_and_else_the_same():
+    short, long = (OPTIONS[f'dgnet_regnetx_006_in1k_{epochs}ep'] for epochs in (100, 250))
+    assert (short.epochs, long.epochs) == (100, 250)
+    assert dataclasses.replace(short, epochs=250) == long
