@@ -23,6 +23,7 @@ from ..analysis.prune import freeze_edge_weights, retrainable
 from ..checkpoint import load, read_checkpoint, saved_config
 from ..connectivity import decay_edge_weights, exempt_from_weight_decay
 from ..data import Portion, class_names, load_dataset, summary
+from ..generators import with_seed
 from ..images import image_mode
 from ..models import rewire
 from ..task import TopoTask
@@ -213,6 +214,8 @@ def build_model(
         raise ValueError('--fit-parameters needs --from-saved')
     if args.snapshot is not None and (not args.from_saved or args.from_saved_weights != 'frozen'):
         raise ValueError('--snapshot needs --from-saved RUN/model --from-saved-weights frozen')
+    if args.from_saved and args.seed_wiring:
+        raise ValueError(f'--seed-wiring: {args.from_saved} has its own wiring')
     if args.from_saved:
         if starts:
             raise ValueError(f'give --from-saved or {starts[0]}, not both')
@@ -248,6 +251,8 @@ def build_model(
     if args.initial_checkpoint and len(starts) > 1:
         raise ValueError(f'give --initial-checkpoint or {starts[1]}, not both')
     options = {**args.model_kwargs, **given}
+    if args.seed_wiring and args.rewire is None:
+        options['wiring'] = _seeded(args, options)
     registered = args.pretrained and not args.pretrained_path
     try:
         model = timm.create_model(
@@ -266,6 +271,19 @@ def build_model(
         state = pretrained_weights(model, args.model, args.pretrained_path, options)
         told += load_weights(model, state, args.pretrained_path, classifier=False)
     return _rewire(args, model)
+
+
+def _seeded(args: TrainingOptions, options: dict):
+    """The wiring of the network, or of re-wiring, drawn by ``--seed``."""
+    if args.rewire is None:
+        with torch.device('meta'):
+            model = timm.create_model(args.model, **options)
+        options = getattr(model, '_model_args', {})
+    wiring = options.get('wiring')
+    seeded = with_seed(wiring, args.seed)
+    if seeded == with_seed(wiring, args.seed + 1):
+        raise ValueError(f'--seed-wiring needs a random wiring, {args.model} has {wiring!r}')
+    return seeded
 
 
 def _set_snapshot(args: TrainingOptions, model: nn.Module) -> None:
@@ -328,6 +346,8 @@ def _rewire(args: TrainingOptions, model: nn.Module) -> nn.Module:
             raise ValueError(f'--rewire-kwargs {args.rewire_kwargs} need --rewire')
         return model
     options, of_rule = split_rewire_kwargs(args.rewire_kwargs)
+    if args.seed_wiring:
+        options['wiring'] = _seeded(args, options)
     try:
         return rewire(model, {'name': args.rewire, **of_rule}, **options)
     except TypeError as error:

@@ -79,6 +79,8 @@ class TrainingOptions:
 
     model: str = _model('toponet_tiny_adaptive', metavar='NAME')
     model_kwargs: dict = _model({}, metavar='K=V')
+    seed_wiring: bool = _model(
+        False, 'draw random wirings by --seed (default: by their own, a name is one network)')
     rewire: str | None = _model(
         None, 're-wire the stages of a residual timm model: graphs with edge weights by RULE',
         nargs='?', const='alpha', metavar='RULE')
