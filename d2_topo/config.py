@@ -35,3 +35,5 @@ def add_topo_config(cfg: CfgNode) -> None:
     topo.SPARSITY_WEIGHT = 0.0
     # uniform or adaptive; '' is the model's own.
     topo.SPARSITY = ''
+    # Whether weight decay acts on edge weights too.
+    topo.DECAY_EDGES = False

@@ -16,13 +16,14 @@ __all__ = ['setup_environment']
 
 
 def setup_environment() -> None:
-    """Add our keys to the default config, and spare edge weights the weight decay."""
+    """Add our keys to the default config; edge weights are decayed where these say so alone."""
     add_topo_config(_C)
     build = engine.build_optimizer
 
     def build_optimizer(cfg, model):
         optimizer = build(cfg, model)
-        exempt_from_weight_decay(optimizer, model)
+        if not cfg.MODEL.TOPO.DECAY_EDGES:
+            exempt_from_weight_decay(optimizer, model)
         return optimizer
 
     engine.build_optimizer = build_optimizer

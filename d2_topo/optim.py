@@ -8,12 +8,13 @@ from timm_topo.connectivity import undecayed_parameters
 __all__ = ['topo_optimizer_params']
 
 
-def topo_optimizer_params(model: nn.Module, **kwargs) -> list[dict]:
+def topo_optimizer_params(model: nn.Module, decay_edges: bool = False, **kwargs) -> list[dict]:
     """detectron2's ``get_default_optimizer_params``, without weight decay on edge weights.
 
-    The target of ``optimizer.params`` in LazyConfigs.
+    The target of ``optimizer.params`` in LazyConfigs. With ``decay_edges`` as detectron2 has it:
+    all but norms are decayed.
     """
-    names = undecayed_parameters(model)
+    names = set() if decay_edges else undecayed_parameters(model)
     spared = {id(parameter) for name, parameter in model.named_parameters() if name in names}
     groups = []
     for group in get_default_optimizer_params(model, **kwargs):

@@ -34,6 +34,12 @@ from timm_topo import checkpoint
 FOLDER = Path(__file__).parents[1] / 'configs' / 'detection'
 NAMES = sorted(path.stem for path in FOLDER.glob('*_1x.yaml'))
 SMALL = sorted(path.stem for path in (FOLDER / 'lazy').glob('small_*.py'))
+FASTER = 'COCO-Detection/faster_rcnn_R_50_FPN_1x'
+UPSTREAM = {
+    'faster_rcnn': 'Detectron1-Comparisons/faster_rcnn_R_50_FPN_noaug_1x',
+    'mask_rcnn': 'COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x',
+    'retinanet': 'COCO-Detection/retinanet_R_50_FPN_1x',
+}
 TINY = [
     'MODEL.DEVICE', 'cpu', 'MODEL.TOPO.NAME', 'test_toponet', 'MODEL.FPN.OUT_CHANNELS', 8,
     'MODEL.ROI_BOX_HEAD.FC_DIM', 16, 'MODEL.RPN.PRE_NMS_TOPK_TEST', 50,
@@ -79,8 +85,9 @@ def batch() -> list[dict]:
 
 def test_there_are_the_configs_of_the_papers_tables():
     backbones = {
-        'toponet_adaptive', 'toponet_uniform', 'toponet_alpha', 'toponet_residual2', 'resnet50',
+        'toponet_adaptive', 'toponet_uniform', 'toponet_alpha', 'toponet_residual2',
         'dgnet_resnet50', 'dgnet_resnet101', 'dgnet_resnext50_32x4d',
+        'resnet50', 'resnet101', 'resnext50_32x4d',
     }  # fmt: skip
     others = {'mask_rcnn_toponet_adaptive_fpn_1x', 'retinanet_toponet_adaptive_fpn_1x'}
     assert set(NAMES) == {f'faster_rcnn_{name}_fpn_1x' for name in backbones} | others
@@ -107,6 +114,8 @@ def test_both_systems_build_the_same_detector_and_it_runs(name):
     assert type(other) is type(model)
     shapes = [{k: tuple(v.shape) for k, v in m.state_dict().items()} for m in (model, other)]
     assert shapes[0] == shapes[1]
+    if isinstance(model, TopoRCNN):
+        assert recipe(model) == recipe(other)
     trained = [{k for k, p in m.named_parameters() if p.requires_grad} for m in (model, other)]
     assert trained[0] == trained[1]
     other.eval().load_state_dict(model.state_dict())
@@ -118,9 +127,37 @@ def test_both_systems_build_the_same_detector_and_it_runs(name):
         assert torch.equal(one, two)
 
 
+def recipe(model) -> dict:
+    """What no weight's shape tells of a detector with boxes."""
+    pooler = model.roi_heads.box_pooler.level_poolers[0]
+    return {
+        'rpn': model.proposal_generator.smooth_l1_beta,
+        'boxes': model.roi_heads.box_predictor.smooth_l1_beta,
+        'pooler': (pooler.sampling_ratio, pooler.aligned),
+    }
+
+
+@pytest.mark.parametrize('base', ['Base-Topo-FPN', 'Base-Topo-FPN-detectron1'])
+def test_both_systems_have_todays_1x_and_that_of_the_papers(base):
+    """As upstream builds its own faster_rcnn_R_50_FPN configs."""
+    papers = base.endswith('detectron1')
+    upstream = get_cfg()
+    known = 'Detectron1-Comparisons/faster_rcnn_R_50_FPN_noaug_1x' if papers else FASTER
+    upstream.merge_from_file(str(zoo_file(f'{known}.yaml')))
+    upstream.MODEL.DEVICE = 'cpu'
+    expected = recipe(build_model(upstream))
+    assert expected['boxes'] == (1.0 if papers else 0.0)
+    other = lazy('base_faster_rcnn_detectron1' if papers else 'base_faster_rcnn')
+    assert recipe(build_model(yaml(base, *TINY))) == expected
+    assert recipe(instantiate(other.model)) == expected
+    [resize, _] = other.dataloader.train.mapper.augmentations
+    assert tuple(resize.short_edge_length) == upstream.INPUT.MIN_SIZE_TRAIN
+    assert resize.max_size == upstream.INPUT.MAX_SIZE_TRAIN
+
+
 @pytest.mark.parametrize('name', NAMES)
 def test_detectrons_1x_settings_are_the_same_for_every_backbone(name):
-    """Upstream's faster_rcnn_R_50_FPN_1x (retinanet_R_50_FPN_1x), but for the backbone."""
+    """Upstream's configs of the same detectors, but for the backbone."""
     cfg, other = yaml(name), lazy(name)
     retina = 'retinanet' in name
     rate = 0.01 if retina else 0.02
@@ -137,18 +174,14 @@ def test_detectrons_1x_settings_are_the_same_for_every_backbone(name):
     assert other.model.pixel_std == cfg.MODEL.PIXEL_STD
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     schedule = build_lr_scheduler(cfg, optimizer)
+    [resize, _] = other.dataloader.train.mapper.augmentations
+    assert tuple(resize.short_edge_length) == cfg.INPUT.MIN_SIZE_TRAIN
     lr = instantiate(other.lr_multiplier)
     for step in (0, 500, 1000, 59999, 60001, 79999, 80001, 89999):
         expected = schedule._multiplier(step / 90000)
         assert lr(step / 90000) == pytest.approx(expected, rel=1e-6)
     upstream = get_cfg()
-    base = (
-        'COCO-Detection/retinanet_R_50_FPN_1x'
-        if retina
-        else 'COCO-Detection/faster_rcnn_R_50_FPN_1x'
-    )
-    if 'mask' in name:
-        base = 'COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x'
+    [base] = (path for start, path in UPSTREAM.items() if name.startswith(start))
     upstream.merge_from_file(str(zoo_file(f'{base}.yaml')))
     for key, value in flat(upstream):
         ours = dict(flat(cfg))[key]

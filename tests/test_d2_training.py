@@ -248,31 +248,36 @@ DECAY = ['SOLVER.MAX_ITER', 1, 'SOLVER.BASE_LR', 1e-6, 'SOLVER.WEIGHT_DECAY', 1e
          'SOLVER.WARMUP_ITERS', 0, 'TEST.EVAL_PERIOD', 0]  # fmt: skip
 
 
-def check_decay(folder: Path, weights: Path) -> None:
+def check_decay(folder: Path, weights: Path, of_edges: float = 1.0) -> None:
     before = torch.load(weights)['state_dict']
     after = torch.load(folder / 'model_final.pth')['model']
-    for name, rate in (('connectivity.alpha', 1.0), ('nodes.0.conv_pw.weight', 0.9)):
+    for name, rate in (('connectivity.alpha', of_edges), ('nodes.0.conv_pw.weight', 0.9)):
         name = f'stages.3.{name}'
         found = after[f'backbone.bottom_up.model.{name}']
         torch.testing.assert_close(found, rate * before[name], rtol=1e-2, atol=1e-4)
 
 
-def test_edge_weights_are_not_decayed_by_our_train_net(tool, digits, weights, tmp_path):
-    status, _, err = tool('train_net', *small(tmp_path, digits, 'MODEL.WEIGHTS', weights), *DECAY)
+@pytest.mark.parametrize(('decayed', 'rate'), [(False, 1.0), (True, 0.9)])
+def test_our_train_net_decays_edge_weights_if_asked(tool, digits, weights, tmp_path, decayed, rate):
+    options = ('MODEL.WEIGHTS', weights, 'MODEL.TOPO.DECAY_EDGES', decayed)
+    status, _, err = tool('train_net', *small(tmp_path, digits, *options), *DECAY)
     assert status == 0, err
-    check_decay(tmp_path, weights)
+    check_decay(tmp_path, weights, rate)
 
 
-def test_parameters_for_lazyconfig_optimizers():
-    """As detectron2's function, but for the edge weights; routers' matrices are decayed."""
+@pytest.mark.parametrize('edges', [False, True])
+def test_parameters_for_lazyconfig_optimizers(edges):
+    """As detectron2's function, but for edge weights unless asked; matrices of routers decay."""
     model = TopoBackbone('test_toponet', norm='BN', connectivity='router')
-    groups = topo_optimizer_params(model, base_lr=0.1, weight_decay=0.3, weight_decay_norm=0.0)
+    groups = topo_optimizer_params(
+        model, edges, base_lr=0.1, weight_decay=0.3, weight_decay_norm=0.0
+    )
     names = {id(p): name for name, p in model.named_parameters()}
     decay = {names[id(p)]: group['weight_decay'] for group in groups for p in group['params']}
     assert decay.keys() == {name for name, _ in model.named_parameters()}
     assert all(group['lr'] == 0.1 for group in groups)
     for name, value in decay.items():
-        rule = 'connectivity' in name and not name.endswith('.weight')
+        rule = 'connectivity' in name and not name.endswith('.weight') and not edges
         assert value == (0.0 if rule or '.bn.' in name else 0.3), name
     assert {name for name in decay if name.endswith(('connectivity.bias', 'connectivity.tau'))}
 

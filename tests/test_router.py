@@ -353,6 +353,31 @@ def test_the_soft_threshold_nears_the_hard_one():
     torch.testing.assert_close(rule.train()(4, context)[clear], hard[clear])
 
 
+@pytest.mark.parametrize('tau', [0.0, 0.4])
+def test_without_a_gate_training_has_the_plain_weights(tau):
+    """Those of Eq. 3, edge by edge; evaluation is that of the same network with a gate."""
+    stage = eval_norms(make_stage(complete(5), tau=tau, gate='none').train())
+    x = torch.randn(3, 3, 5, 6, dtype=torch.float64)
+    _, buffer = run(stage, x)
+    rule = stage.connectivity
+    features = [stage.entry(x)]
+    for node in range(1, 5):
+        total = 0
+        for e, source in zip(range(*rule.spans[node]), stage.wiring.preds(node)):
+            mean = features[source].mean((2, 3))
+            weight = torch.sigmoid(mean @ rule.weight[e] + rule.bias[e])
+            torch.testing.assert_close(buffer[:, node, source], weight)
+            total = total + weight[:, None, None, None] * features[source]
+        features.append(stage.nodes[node - 1](total) if node < 4 else total)
+    output = stage(x)
+    torch.testing.assert_close(output, features[-1])
+    output.sum().backward()
+    assert {name for name, p in stage.named_parameters() if p.grad is None} == {'connectivity.tau'}
+    gated = make_stage(complete(5), tau=tau).eval()
+    gated.load_state_dict(stage.state_dict())
+    assert torch.equal(stage.eval()(x), gated(x))
+
+
 # -- skipping -------------------------------------------------------------------------------------
 
 
@@ -522,7 +547,8 @@ def test_routers_that_start_near_one_keep_the_function_of_a_network(randomise, b
         (dict(temperature=math.inf), ValueError, 'temperature must be finite and > 0, got inf'),
         (dict(channels=0), ValueError, 'channels=0 for maps of 4 channels'),
         (dict(channels=None), ValueError, 'channels=None for maps of 4 channels'),
-        (dict(gate=1), TypeError, "RouterConnectivity.*unexpected keyword argument 'gate'"),
+        (dict(gate='hard'), ValueError, "unknown gate 'hard'; known: soft, none"),
+        (dict(gates=1), TypeError, "RouterConnectivity.*unexpected keyword argument 'gates'"),
     ],
 )
 def test_bad_options_are_refused(options, error, message):

@@ -17,6 +17,7 @@ import timm_topo
 from timm_topo import checkpoint
 from timm_topo.analysis.history import read_snapshot
 from timm_topo.analysis.prune import edge_weights
+from timm_topo.connectivity.router import RouterConnectivity
 from timm_topo.training.restore import restore
 
 SAVED = Path(__file__).parent / 'golden' / 'saved'
@@ -62,6 +63,14 @@ def test_a_saved_network_computes_what_it_did(folder, read):
     maps = model.forward_intermediates(pictures(), intermediates_only=True)
     features = {f'feature_{i}': F.adaptive_avg_pool2d(x, 2) for i, x in enumerate(maps)}
     assert_expected({'output': model(pictures()), **features}, folder)
+
+
+def test_older_routers_train_with_a_soft_gate():
+    """As they did when nothing told it."""
+    for name in ('dgnet', 'routed', 'randwire_routed'):
+        model = timm_topo.load(SAVED / 'networks' / name)
+        rules = [module for module in model.modules() if isinstance(module, RouterConnectivity)]
+        assert {rule.gate for rule in rules} == {'soft'}
 
 
 @torch.no_grad()

@@ -149,6 +149,35 @@ def test_another_threshold_takes_the_full_graphs_that_are_there(finished, monkey
     make_study(output).run()
 
 
+def test_without_folding_nodes_that_nobody_feeds_just_go(saved, tmp_path, monkeypatch):
+    """Beside the same study with it, of the same full graph."""
+
+    def train(args):
+        if args.from_saved:
+            raise StopIteration
+        timm_topo.save(full, Path(args.output) / args.experiment / 'model')
+        return Path(args.output) / args.experiment
+
+    full = loaded(saved)
+    tau = next(tau for tau in (0.4, 0.5, 0.6) if prune(full, tau)[1].stages[0].starved)
+    monkeypatch.setattr(study_module, 'train', train)
+    monkeypatch.setattr(study_module, '_row', lambda *_, **row: {**row, 'top1': 0, 'parameters': 1})
+    rows = {}
+    for fold in (True, False):
+        study = make_study(tmp_path, threshold=tau, thresholds=(tau,), fold=fold)
+        study.data = {'easy': DATA['easy']}
+        with pytest.raises(StopIteration):
+            study.run()
+        suffix = '' if fold else '_unfolded'
+        [rows[fold]] = read_csv(tmp_path / 'easy' / '0' / f'sweep{suffix}.csv')
+        pruned = loaded(tmp_path / 'easy' / '0' / f'at_{tau}{suffix}' / 'pruned')
+        expected, _ = prune(full, tau, fold=fold)
+        torch.testing.assert_close(pruned.state_dict(), expected.state_dict())
+    assert float(rows[True]['difference']) < 1e-3
+    assert float(rows[False]['difference']) > 0.01
+    assert rows[False]['top1_masked'] == rows[True]['top1']
+
+
 def test_figures_of_another_run_do_not_stay(finished):
     output, text = finished
     (output / 'embedding.svg').write_text('of more seeds')

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode
 
 import timm_topo
+from timm_topo import generators
 from timm_topo.analysis.history import read_edge_weights
 from timm_topo.analysis.prune import prune
 from timm_topo.checkpoint import FORMAT
@@ -855,7 +856,8 @@ def test_every_configuration_parses_and_its_model_builds(path):
     args = parse_args(['-c', str(path)])
     model = timm.create_model(args.model, device='meta', **args.model_kwargs)
     optimizer = torch.optim.SGD(model.parameters(), lr=args.lr)
-    create_scheduler_v2(optimizer, **scheduler_kwargs(args, decreasing_metric=False))
+    kwargs = scheduler_kwargs(args, decreasing_metric=False)
+    create_scheduler_v2(optimizer, **kwargs, updates_per_epoch=1)
     assert path.stem.startswith(args.model.removesuffix('_adaptive'))
 
 
@@ -937,6 +939,25 @@ def test_edge_weights_are_not_decayed_whatever_the_optimizer_decays(argv, monkey
     decay = {id(p): g['weight_decay'] for g in run.optimizer.param_groups for p in g['params']}
     found = {name: decay[id(p)] for name, p in run.model.named_parameters()}
     assert found == {name: 0.0 if name.endswith('alpha') else 0.5 for name in found}
+
+
+@pytest.mark.parametrize('everything', [False, True])
+@pytest.mark.parametrize('extra', [(), ('--layer-decay', 0.9)], ids=['', 'layer_decay'])
+@pytest.mark.parametrize('rule', ['alpha', 'tanh', 'router', 'mask'])
+def test_edge_weights_are_decayed_where_that_is_asked_for(argv, rule, extra, everything):
+    """Biases, norms and thresholds are not, unless everything is: by what a step does."""
+    extra += ('--opt-kwargs', 'filter_bias_and_bn=False') if everything else ()
+    run = built(argv('--decay-edges', '--weight-decay', 0.5, *extra, connectivity=rule))
+    with torch.no_grad():
+        before = {name: p.fill_(0.5).clone() for name, p in run.model.named_parameters()}
+    for parameter in run.model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    run.optimizer.step()
+    still = {name for name, p in run.model.named_parameters() if torch.equal(p, before[name])}
+    edges = {name for name in before if name.endswith(('.alpha', '.mask', 'connectivity.weight'))}
+    exempt = {name for name, p in before.items() if p.ndim == 1} - edges
+    assert edges
+    assert still == (set() if everything else exempt)
 
 
 # -- options do what they do in timm's script -----------------------------------------------------
@@ -1110,6 +1131,44 @@ def test_half_precision_without_a_scaler_is_refused(argv):
 def test_mixup_of_an_odd_batch_is_refused(argv):
     with pytest.raises(ValueError, match='need an even --batch-size, got 7'):
         run(argv('--mixup', 0.2, '--batch-size', 7))
+
+
+def wirings(*args) -> list[Wiring]:
+    options = parse_args(['--model', 'toponet_random6', *map(str, args)])
+    with torch.device('meta'):
+        model = training_build.build_model(options, ['a', 'b'])
+    return [stage.wiring for stage in graph_stages(model).values()]
+
+
+def test_random_wirings_are_drawn_by_the_seed_where_that_is_asked_for():
+    def expected(seed, p=0.6):
+        sizes = enumerate((14, 20, 26, 14))
+        return [generators.random(n, p, seed + stage) for stage, n in sizes]
+
+    assert wirings('--seed', 7) == wirings('--seed', 8) == expected(0)
+    assert wirings('--seed', 7, '--seed-wiring') == expected(7)
+    given = ('--model-kwargs', "wiring={'name': 'random', 'p': 0.3, 'seed': 7}")
+    assert wirings('--seed', 8, *given) == expected(7, 0.3)
+    for seed in (7, 8):
+        assert wirings('--seed', seed, '--seed-wiring', *given) == expected(seed, 0.3)
+
+
+def test_rewiring_draws_by_the_seed_too():
+    rewiring = ['--rewire', '--rewire-kwargs', "wiring={'name': 'random', 'p': 0.5}", 'exact=False']
+    args = parse_args(['--model', 'resnetv2_18', '--seed', '5', '--seed-wiring', *rewiring])
+    blocks = timm.create_model('resnetv2_18').stages
+    with pytest.warns(UserWarning, match='is another function'):
+        model = training_build.build_model(args, ['a', 'b'])
+    found = [stage.wiring for stage in graph_stages(model).values()]
+    assert found == [
+        generators.random(len(stage.blocks) + 2, 0.5, 5 + i) for i, stage in enumerate(blocks)
+    ]
+
+
+@pytest.mark.parametrize('model', ['toponet_residual2', 'resnet18'])
+def test_without_a_random_wiring_there_is_none_to_be_drawn(model):
+    with pytest.raises(ValueError, match=f'--seed-wiring needs a random wiring, {model} has'):
+        wirings('--model', model, '--seed-wiring')
 
 
 @pytest.mark.parametrize('rank', [0, 1, 3])

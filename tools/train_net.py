@@ -27,7 +27,7 @@ from timm_topo.connectivity import exempt_from_weight_decay
 
 
 class Trainer(DefaultTrainer):
-    """detectron2's, with COCO's evaluator and without weight decay on edge weights."""
+    """detectron2's, with COCO's evaluator; edge weights are decayed if ``DECAY_EDGES`` says so."""
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None):
@@ -37,7 +37,8 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model):
         optimizer = super().build_optimizer(cfg, model)
-        exempt_from_weight_decay(optimizer, model)
+        if not cfg.MODEL.TOPO.DECAY_EDGES:
+            exempt_from_weight_decay(optimizer, model)
         return optimizer
 
 

@@ -60,7 +60,11 @@ def prune_sweep(
 
 
 def threshold_sweep(
-    model: nn.Module, thresholds: Sequence[float], score: Score, images: Tensor | None = None
+    model: nn.Module,
+    thresholds: Sequence[float],
+    score: Score,
+    images: Tensor | None = None,
+    fold: bool = True,
 ) -> Iterator[dict]:
     """What ever higher thresholds leave of one trained network (Janik & Nowak, Fig. 2a).
 
@@ -76,13 +80,14 @@ def threshold_sweep(
         thresholds: On the absolute edge weight.
         score: Accuracy of a model, say.
         images: As for :func:`timm_topo.analysis.prune.edge_weights`.
+        fold: As for :func:`timm_topo.analysis.prune.prune`.
     """
     possible = [sum(stage.level_sizes) for stage in graph_stages(model).values()]
     for threshold in thresholds:
         keep = edge_mask(model, threshold, images=images)
         row = {'threshold': threshold, 'connected': 1}
         try:
-            smaller, report = prune(model, keep=keep)
+            smaller, report = prune(model, keep=keep, fold=fold)
         except DisconnectedError:
             row.update(connected=0, edges=int(sum(mask.sum() for mask in keep.values())))
             with mask_edges(model, keep):

@@ -41,6 +41,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         '--thresholds', nargs='+', type=float, default=THRESHOLDS, metavar='TAU',
         help='of the sweep (default: %(default)s)',
     )  # fmt: skip
+    parser.add_argument(
+        '--no-fold', dest='fold', action='store_false',
+        help='nodes that nobody feeds just go, as in the paper (default: constants replace them)',
+    )  # fmt: skip
     parser.add_argument('-c', '--config', metavar='FILE', help='as for topo train')
 
 
@@ -63,6 +67,7 @@ def run(args: argparse.Namespace) -> dict:
         options=options,
         threshold=args.threshold,
         thresholds=args.thresholds,
+        fold=args.fold,
     )
     return {'tables': study.run(), 'output': args.output}
 

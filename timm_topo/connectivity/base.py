@@ -245,7 +245,7 @@ def connectivity_name(rule: Connectivity) -> str:
 
 
 def undecayed_parameters(model: nn.Module) -> set[str]:
-    """Names of the parameters of ``model`` that no optimizer may decay: its edge weights."""
+    """Names of the parameters of ``model`` that are not decayed unless asked: its edge weights."""
     return {
         f'{prefix}.{name}' if prefix else name
         for prefix, module in model.named_modules()
@@ -261,13 +261,43 @@ def exempt_from_weight_decay(optimizer: torch.optim.Optimizer, model: nn.Module)
     timm's factories respect ``no_weight_decay()``; this holds for every other way to group
     parameters too. Call it before a scheduler is made.
     """
+    _set_weight_decay(optimizer, model, undecayed_parameters(model), 0.0)
+
+
+def decay_edge_weights(
+    optimizer: torch.optim.Optimizer, model: nn.Module, weight_decay: float, biases: bool = False
+) -> None:
+    """Move edge weights that ``optimizer`` would not decay into groups with decay, in place.
+
+    Call it before a scheduler is made.
+
+    Args:
+        optimizer: What trains ``model``.
+        model: Any network with graph stages.
+        weight_decay: Decay of the new groups.
+        biases: Whether biases and thresholds of routers are decayed too.
+    """
     names = undecayed_parameters(model)
-    exempt = {id(p) for name, p in model.named_parameters() if name in names}
+    if not biases:
+        names &= {
+            f'{prefix}.{name}' if prefix else name
+            for prefix, module in model.named_modules()
+            if isinstance(module, Connectivity)
+            for name in module.per_edge
+            if name != 'bias'
+        }
+    _set_weight_decay(optimizer, model, names, weight_decay)
+
+
+def _set_weight_decay(
+    optimizer: torch.optim.Optimizer, model: nn.Module, names: set[str], weight_decay: float
+) -> None:
+    moved = {id(p) for name, p in model.named_parameters() if name in names}
     for group in list(optimizer.param_groups):
-        caught = [p for p in group['params'] if id(p) in exempt]
-        if not caught or not group.get('weight_decay'):
+        caught = [p for p in group['params'] if id(p) in moved]
+        if not caught or group.get('weight_decay', weight_decay) == weight_decay:
             continue
-        group['params'] = [p for p in group['params'] if id(p) not in exempt]
-        optimizer.add_param_group({**group, 'params': caught, 'weight_decay': 0.0})
+        group['params'] = [p for p in group['params'] if id(p) not in moved]
+        optimizer.add_param_group({**group, 'params': caught, 'weight_decay': weight_decay})
         if not group['params']:
             optimizer.param_groups.remove(group)

@@ -9,7 +9,9 @@ from ..checks import check_integer, check_number
 from ..wiring import Wiring
 from .base import Connectivity, register_connectivity
 
-__all__ = ['RouterConnectivity', 'check_tau', 'set_tau']
+__all__ = ['GATES', 'RouterConnectivity', 'check_tau', 'set_tau']
+
+GATES = ('soft', 'none')
 
 _LARGEST = 1 - 2**-8  # below 1 in half precision too: 1 would close every edge
 
@@ -23,10 +25,10 @@ class RouterConnectivity(Connectivity):
     either way, so both are the same function (appendix 6.2).
 
     Every node has a threshold tau for its out-edges. Evaluation closes edges below it. How tau
-    learns is ours, as the paper names no gradient: training multiplies every weight by
-    sigmoid((a_ij - tau_i) / temperature), a soft form of Eq. 5 that is differentiable in both. It
-    agrees with Eq. 5 where a_ij is several temperatures away from tau_i. Nearer, training weighs
-    edges less than evaluation does (half at tau), which batch norm's statistics reflect:
+    learns is ours, as the paper names no gradient: training with a soft gate multiplies every
+    weight by sigmoid((a_ij - tau_i) / temperature), a soft form of Eq. 5 that is differentiable in
+    both. It agrees with Eq. 5 where a_ij is several temperatures away from tau_i. Nearer, training
+    weighs edges less than evaluation does (half at tau), which batch norm's statistics reflect:
     :func:`timm_topo.analysis.prune.recalibrate` estimates them for evaluation. From tau = 0 the
     thresholds of edges around 0.5 hardly move: to have edges closed, start at a tau of 0.1 to 0.3,
     or add sparsity. Thresholds act as clamped to [0, 1); momentum may carry ``tau`` beyond.
@@ -42,6 +44,8 @@ class RouterConnectivity(Connectivity):
             near 1, a re-wired network computes about what it did with its shortcuts.
         tau: Initial threshold in [0, 1), below router_init; 0 keeps every edge.
         temperature: Width of the soft threshold of training, > 0.
+        gate: ``'soft'``, as above: nothing else in the paper moves its "learnable" tau. Or
+            ``'none'``: training has the plain weights of Eq. 3, and tau stays where it is put.
 
     Raises:
         TypeError: A value is no number.
@@ -60,6 +64,7 @@ class RouterConnectivity(Connectivity):
         router_init: float = 0.5,
         tau: float = 0.0,
         temperature: float = 0.05,
+        gate: str = 'soft',
     ):
         super().__init__(wiring)
         self.channels = check_integer('channels', channels)
@@ -74,13 +79,16 @@ class RouterConnectivity(Connectivity):
         self.temperature = check_number('temperature', temperature)
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise ValueError(f'temperature must be finite and > 0, got {temperature}')
+        if gate not in GATES:
+            raise ValueError(f'unknown gate {gate!r}; known: {", ".join(GATES)}')
+        self.gate = gate
         self.options = {
             'channels': channels, 'router_init': self.router_init, 'tau': self.initial_tau,
-            'temperature': self.temperature,
+            'temperature': self.temperature, 'gate': gate,
         }  # fmt: skip
         self.weight = nn.Parameter(torch.empty(self.num_edges, channels))
         self.bias = nn.Parameter(torch.empty(self.num_edges))
-        self.tau = nn.Parameter(torch.empty(wiring.num_nodes - 1))
+        self.tau = nn.Parameter(torch.empty(wiring.num_nodes - 1), requires_grad=gate == 'soft')
         self.reset_parameters()
 
     def forward(self, node: int, context: Tensor | None = None) -> Tensor:
@@ -89,7 +97,7 @@ class RouterConnectivity(Connectivity):
         _check_context(node, context, stop - start, self.channels)
         logits = (context * self.weight[start:stop]).sum(-1)
         weights = torch.sigmoid(logits + self.bias[start:stop])
-        if not self.training:
+        if not self.training or self.gate == 'none':
             return weights
         by_node = _Within.apply(self.tau, 0.0, _LARGEST).unbind(0)
         tau = torch.stack([by_node[source] for source, _ in self.wiring.edges[start:stop]])

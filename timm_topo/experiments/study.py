@@ -52,6 +52,8 @@ class Study:
         options: Of all trainings, as from :func:`timm_topo.training.options.parse_args`.
         threshold: On |edge weight|, for the networks that are trained again.
         thresholds: Of the sweep.
+        fold: Whether constants take the place of nodes that nobody feeds, so that what is left
+            computes the same; without, these just go, as in the paper.
     """
 
     output: Path
@@ -60,6 +62,7 @@ class Study:
     options: TrainingOptions
     threshold: float = 0.006
     thresholds: Sequence[float] = THRESHOLDS
+    fold: bool = True
 
     def run(self) -> str:
         """Everything, seed by seed; the tables as text.
@@ -128,13 +131,13 @@ class Study:
         name, folder = self.data[label]
         data = load_dataset(name, folder, self.options.val_split, image_mode(model))
         score = partial(accuracy, dataset=data)
-        if not self._swept(home / 'sweep.csv'):
-            steps = tqdm(threshold_sweep(model, self.thresholds, score), f'{home}', leave=False,
-                         total=len(self.thresholds), disable=None)  # fmt: skip
-            write_csv(home / 'sweep.csv', [{'label': label, 'seed': seed, **s} for s in steps])
+        if not self._swept(sweep := self._sweep(label, seed)):
+            steps = threshold_sweep(model, self.thresholds, score, fold=self.fold)
+            steps = tqdm(steps, f'{home}', len(self.thresholds), leave=False, disable=None)
+            write_csv(sweep, [{'label': label, 'seed': seed, **s} for s in steps])
         home = self._at(label, seed)
         try:
-            pruned, report = prune(model, self.threshold)
+            pruned, report = prune(model, self.threshold, fold=self.fold)
         except DisconnectedError as error:
             print(f'{label}, seed {seed}: {error}', flush=True)
         else:
@@ -167,7 +170,14 @@ class Study:
         return folder
 
     def _at(self, label: str, seed: int) -> Path:
-        return self.home(label, seed) / f'at_{self.threshold:g}'
+        return self.home(label, seed) / f'at_{self.threshold:g}{self._suffix}'
+
+    def _sweep(self, label: str, seed: int) -> Path:
+        return self.home(label, seed) / f'sweep{self._suffix}.csv'
+
+    @property
+    def _suffix(self) -> str:
+        return '' if self.fold else '_unfolded'
 
     def _swept(self, path: Path) -> bool:
         """Whether the file holds a sweep of these thresholds."""
@@ -183,8 +193,8 @@ class Study:
 
     def _rows(self, name: str) -> list[dict]:
         """Rows of all data sets and seeds, data set by data set."""
-        folder = self.home if name == 'sweep.csv' else self._at
-        paths = [folder(label, seed) / name for label in self.data for seed in self.seeds]
+        of = self._sweep if name == 'sweep.csv' else lambda *one: self._at(*one) / name
+        paths = [of(label, seed) for label in self.data for seed in self.seeds]
         rows = [row for path in paths if path.exists() for row in read_csv(path)]
         if rows:
             write_csv(self.output / name, rows)

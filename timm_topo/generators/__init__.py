@@ -5,7 +5,7 @@ Beside the complete graph, the baselines of TopoNet (section 4.2) and the random
 
 from ..registry import import_all
 from .barabasi_albert import barabasi_albert
-from .base import WIRINGS, check_edges, is_explicit, make_wiring, register_wiring
+from .base import WIRINGS, check_edges, is_explicit, make_wiring, register_wiring, with_seed
 from .complete import complete
 from .erdos_renyi import erdos_renyi
 from .random import random
@@ -26,6 +26,7 @@ __all__ = [
     'residual',
     'sequential',
     'watts_strogatz',
+    'with_seed',
 ]
 
 import_all(__name__, __path__)

@@ -5,7 +5,7 @@ import inspect
 from ..registry import Registry
 from ..wiring import Wiring
 
-__all__ = ['WIRINGS', 'check_edges', 'is_explicit', 'make_wiring', 'register_wiring']
+__all__ = ['WIRINGS', 'check_edges', 'is_explicit', 'make_wiring', 'register_wiring', 'with_seed']
 
 #: Generators by name: ``generator(num_nodes, **options) -> Wiring``. An option ``seed`` makes the
 #: stages of a network differ.
@@ -83,3 +83,18 @@ def make_wiring(spec: str | dict | Wiring, num_nodes: int | None = None, stage: 
     except TypeError as error:
         raise TypeError(f'wiring {name!r}{signature}: {error}') from None
     return generator(num_nodes, **options)
+
+
+def with_seed(spec, seed: int):
+    """A wiring description, or one per stage, with ``seed`` where a generator draws by one.
+
+    >>> with_seed(['complete', {'name': 'random', 'p': 0.6}], 7)
+    ['complete', {'name': 'random', 'p': 0.6, 'seed': 7}]
+    """
+    if isinstance(spec, (list, tuple)):
+        return [with_seed(one, seed) for one in spec]
+    options = {'name': spec} if isinstance(spec, str) else spec
+    if not isinstance(options, dict) or 'name' not in options:
+        return spec
+    drawn = 'seed' in inspect.signature(WIRINGS.find(options['name'])).parameters
+    return {**options, 'seed': seed} if drawn else spec

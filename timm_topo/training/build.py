@@ -21,8 +21,9 @@ from ..analysis.history import read_snapshot, snapshot_name
 from ..analysis.process import set_edge_weights
 from ..analysis.prune import freeze_edge_weights, retrainable
 from ..checkpoint import load, read_checkpoint, saved_config
-from ..connectivity import exempt_from_weight_decay
+from ..connectivity import decay_edge_weights, exempt_from_weight_decay
 from ..data import Portion, class_names, load_dataset, summary
+from ..generators import with_seed
 from ..images import image_mode
 from ..models import rewire
 from ..task import TopoTask
@@ -31,7 +32,8 @@ from .options import TrainingOptions
 from .weights import load_weights, pretrained_weights
 
 __all__ = [
-    'NO_WEIGHTS', 'Run', 'build', 'build_model', 'default_name', 'split_rewire_kwargs',
+    'NO_WEIGHTS', 'Run', 'build', 'build_model', 'build_optimizer', 'default_name',
+    'split_rewire_kwargs',
 ]  # fmt: skip
 
 #: Options of a training that starts from no weights, or from those of a saved network.
@@ -121,8 +123,7 @@ def build(args: TrainingOptions, device: torch.device):
         device=device,
         verbose=False,
     )
-    optimizer = create_optimizer_v2(model, **{**optimizer_kwargs(cfg=args), **args.opt_kwargs})
-    exempt_from_weight_decay(optimizer, model)
+    optimizer = build_optimizer(args, model)
     amp_dtype = getattr(torch, args.amp_dtype)
     if args.amp and amp_dtype == torch.float16 and device.type == 'cpu':
         raise ValueError('float16 underflows without a scaler; on CPU use --amp-dtype bfloat16')
@@ -141,6 +142,18 @@ def build(args: TrainingOptions, device: torch.device):
         told=told,
     )
     return run, data_config, classes
+
+
+def build_optimizer(args: TrainingOptions, model: nn.Module) -> torch.optim.Optimizer:
+    """timm's optimizer; edge weights are decayed where ``args`` say so alone."""
+    options = {**optimizer_kwargs(cfg=args), **args.opt_kwargs}
+    optimizer = create_optimizer_v2(model, **options)
+    if args.decay_edges:
+        biases = not options.get('filter_bias_and_bn', True)
+        decay_edge_weights(optimizer, model, options['weight_decay'], biases)
+    else:
+        exempt_from_weight_decay(optimizer, model)
+    return optimizer
 
 
 def _asked_channels(args: TrainingOptions) -> int | None:
@@ -201,6 +214,8 @@ def build_model(
         raise ValueError('--fit-parameters needs --from-saved')
     if args.snapshot is not None and (not args.from_saved or args.from_saved_weights != 'frozen'):
         raise ValueError('--snapshot needs --from-saved RUN/model --from-saved-weights frozen')
+    if args.from_saved and args.seed_wiring:
+        raise ValueError(f'--seed-wiring: {args.from_saved} has its own wiring')
     if args.from_saved:
         if starts:
             raise ValueError(f'give --from-saved or {starts[0]}, not both')
@@ -236,6 +251,8 @@ def build_model(
     if args.initial_checkpoint and len(starts) > 1:
         raise ValueError(f'give --initial-checkpoint or {starts[1]}, not both')
     options = {**args.model_kwargs, **given}
+    if args.seed_wiring and args.rewire is None:
+        options['wiring'] = _seeded(args, options)
     registered = args.pretrained and not args.pretrained_path
     try:
         model = timm.create_model(
@@ -254,6 +271,19 @@ def build_model(
         state = pretrained_weights(model, args.model, args.pretrained_path, options)
         told += load_weights(model, state, args.pretrained_path, classifier=False)
     return _rewire(args, model)
+
+
+def _seeded(args: TrainingOptions, options: dict):
+    """The wiring of the network, or of re-wiring, drawn by ``--seed``."""
+    if args.rewire is None:
+        with torch.device('meta'):
+            model = timm.create_model(args.model, **options)
+        options = getattr(model, '_model_args', {})
+    wiring = options.get('wiring')
+    seeded = with_seed(wiring, args.seed)
+    if seeded == with_seed(wiring, args.seed + 1):
+        raise ValueError(f'--seed-wiring needs a random wiring, {args.model} has {wiring!r}')
+    return seeded
 
 
 def _set_snapshot(args: TrainingOptions, model: nn.Module) -> None:
@@ -316,6 +346,8 @@ def _rewire(args: TrainingOptions, model: nn.Module) -> nn.Module:
             raise ValueError(f'--rewire-kwargs {args.rewire_kwargs} need --rewire')
         return model
     options, of_rule = split_rewire_kwargs(args.rewire_kwargs)
+    if args.seed_wiring:
+        options['wiring'] = _seeded(args, options)
     try:
         return rewire(model, {'name': args.rewire, **of_rule}, **options)
     except TypeError as error:

@@ -79,6 +79,8 @@ class TrainingOptions:
 
     model: str = _model('toponet_tiny_adaptive', metavar='NAME')
     model_kwargs: dict = _model({}, metavar='K=V')
+    seed_wiring: bool = _model(
+        False, 'draw random wirings by --seed (default: by their own, a name is one network)')
     rewire: str | None = _model(
         None, 're-wire the stages of a residual timm model: graphs with edge weights by RULE',
         nargs='?', const='alpha', metavar='RULE')
@@ -121,7 +123,9 @@ class TrainingOptions:
     opt_betas: list[float] | None = _optimizer(None, **_many)
     opt_kwargs: dict = _optimizer({}, metavar='K=V')
     momentum: float = _optimizer(0.9)
-    weight_decay: float = _optimizer(1e-4)
+    weight_decay: float = _optimizer(
+        1e-4, 'as in timm not of biases and norms: all by --opt-kwargs filter_bias_and_bn=False')
+    decay_edges: bool = _optimizer(False, 'edge weights too, of every rule')
     layer_decay: float | None = _optimizer(
         None, 'rate of each layer relative to that of the next one (default: all the same)',
         metavar='RATE')

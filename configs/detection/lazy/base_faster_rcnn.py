@@ -1,4 +1,4 @@
-"""Faster R-CNN with FPN, Detectron's 1x schedule: the same for every backbone."""
+"""Faster R-CNN with FPN, the 1x schedule of today."""
 
 from .base_mask_rcnn import dataloader, lr_multiplier, model, optimizer, train
 

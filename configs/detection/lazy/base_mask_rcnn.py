@@ -1,4 +1,4 @@
-"""Mask R-CNN with FPN, Detectron's 1x schedule."""
+"""Mask R-CNN with FPN, the 1x schedule of today."""
 
 from d2_topo import TopoRCNN, zoo
 

@@ -1,4 +1,4 @@
-from .base_faster_rcnn import dataloader, lr_multiplier, model, optimizer, train
+from .base_faster_rcnn_detectron1 import dataloader, lr_multiplier, model, optimizer, train
 
 model.backbone.bottom_up.name = 'dgnet_resnet101'
 train.output_dir = 'output/faster_rcnn_dgnet_resnet101_fpn_1x'
