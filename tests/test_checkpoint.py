@@ -443,9 +443,8 @@ def test_an_unknown_architecture_is_refused(saved):
 
 def test_a_newer_format_asks_for_an_upgrade(saved):
     edit_config(saved[1], timm_topo_format=checkpoint.FORMAT + 1)
-    assert_refused(
-        saved[1], ValueError, r'has format 2, this version reads up to 1: upgrade timm_topo'
-    )
+    newer = f'has format {checkpoint.FORMAT + 1}, this version reads up to {checkpoint.FORMAT}:'
+    assert_refused(saved[1], ValueError, newer)
 
 
 @pytest.mark.parametrize('format_', ['2', None, -1, True])
@@ -495,6 +494,21 @@ def test_all_options_are_saved_whatever_their_defaults(name):
     assert options | ({'base'} if rewired else set()) <= describe(model)['model_args'].keys()
 
 
+def test_masks_of_older_networks_are_not_normalised():
+    """Whether the rule is named, described, or made by the options of a network."""
+    said = {'name': 'mask', 'fan_in': 2}
+    for given, expected in (
+        (dict(connectivity='mask'), dict(connectivity={'name': 'mask', 'normalised': False})),
+        (dict(connectivity=['alpha', said]),
+         dict(connectivity=['alpha', {**said, 'normalised': False}])),
+        (dict(fan_in=2), dict(fan_in=2, normalised=False)),
+    ):  # fmt: skip
+        network = {'architecture': 'maskconnect_resnet38', 'model_args': given}
+        assert checkpoint.migrate(network, 1, 'net')['model_args'] == expected
+    network = {'architecture': 'toponet_alpha', 'model_args': {'num_nodes': 4}}
+    assert checkpoint.migrate(network, 1, 'net') == network
+
+
 def renamed(old: str, new: str) -> Callable[[dict], dict]:
     """A migration after which option ``old`` is called ``new``."""
 
@@ -530,13 +544,14 @@ def test_a_description_in_a_checkpoint_of_a_training_is_migrated(saved, tmp_path
     network = describe(model)
     network['model_args']['b'] = network['model_args'].pop('stem_width')
     torch.save({'state_dict': model.state_dict(), 'task_state': {'network': network}}, file)
-    monkeypatch.setattr(checkpoint, 'MIGRATIONS', (None, renamed('b', 'stem_width')))
-    monkeypatch.setattr(checkpoint, 'FORMAT', 2)
+    steps = (*[None] * checkpoint.FORMAT, renamed('b', 'stem_width'))
+    monkeypatch.setattr(checkpoint, 'MIGRATIONS', steps)
+    monkeypatch.setattr(checkpoint, 'FORMAT', len(steps))
     assert_same(restore(file), model)
     assert checkpoint_origin(file).graphs == graphs_of(model)
     monkeypatch.setattr(checkpoint, 'FORMAT', 0)
     with pytest.raises(
-        ValueError, match=r'last\.pth\.tar has format 1, this version reads up to 0'
+        ValueError, match=r'last\.pth\.tar has format \d, this version reads up to 0'
     ):
         restore(file)
 

@@ -221,7 +221,7 @@ def test_a_centered_gradient_lacks_its_mean_over_the_in_edges_of_a_node(wiring, 
 
 
 def test_steps_move_masks_and_the_next_pass_clips_them():
-    rule = set_masks(masks(fan_in=2), [0.5] * 8)
+    rule = set_masks(masks(fan_in=2, normalised=False), [0.5] * 8)
     optimizer = torch.optim.SGD(rule.parameters(), lr=1.0)
     rule.mask.grad = torch.tensor([0, 0, 0, 0, 0.75, 0.25, -0.25, -0.75])
     optimizer.step()
@@ -230,6 +230,25 @@ def test_steps_move_masks_and_the_next_pass_clips_them():
     assert rule.mask.min() == -0.25  # evaluation changes no state
     rule.train()(5)
     assert rule.mask.tolist() == [0.5] * 4 + [0, 0.25, 0.75, 1]
+
+
+@given(values=st.lists(st.floats(0.01, 2), min_size=8, max_size=8))
+def test_masks_of_a_node_sum_to_one_before_every_draw(values):
+    """As a loop over nodes does it; a second pass leaves them as they are."""
+    rule = set_masks(masks(fan_in=2), values).train()
+    rule(5)
+    for start, stop in rule.spans[1:]:
+        clipped = torch.tensor(values)[start:stop].clamp(0, 1)
+        torch.testing.assert_close(rule.mask[start:stop].detach(), clipped / clipped.sum())
+    before = rule.mask.detach().clone()
+    rule.pass_weights()
+    assert torch.equal(rule.mask, before)
+
+
+def test_a_node_whose_masks_are_all_zero_keeps_them():
+    rule = set_masks(masks(fan_in=2), [0.0] * 8).train()
+    rule(5)
+    assert rule.mask.tolist() == [0.0] * 8
 
 
 def test_values_beyond_one_count_as_one_before_they_are_clipped():

@@ -60,12 +60,30 @@ def _with_number(network: dict) -> dict:
     return network
 
 
+def _with_clipped_masks(network: dict) -> dict:
+    """Real-valued masks that were clipped only, where they are normalised today."""
+    options = network['model_args']
+    rules = options.get('connectivity')
+    several = isinstance(rules, (list, tuple))
+    rules = [
+        {'normalised': False, **({'name': rule} if rule == 'mask' else rule)}
+        if rule == 'mask' or (isinstance(rule, Mapping) and rule.get('name') == 'mask')
+        else rule
+        for rule in (rules if several else [rules])
+    ]
+    if options.get('connectivity') is not None:
+        options['connectivity'] = rules if several else rules[0]
+    elif 'maskconnect' in network['architecture']:
+        options.setdefault('normalised', False)
+    return network
+
+
 #: ``MIGRATIONS[n]`` turns a description of format n, a dict with ``architecture`` and
 #: ``model_args``, into one of format n + 1. A change of an option's name, default or meaning, a
 #: rule's too, needs one more step, which writes what was meant before:
 #: ``args.setdefault('node', 'sepconv')``. Options of trainings, and networks that were saved before
 #: all options were, have those that were given. Steps that are there never change.
-MIGRATIONS: tuple[Callable[[dict], dict], ...] = (_with_number,)
+MIGRATIONS: tuple[Callable[[dict], dict], ...] = (_with_number, _with_clipped_masks)
 
 #: What is written today. Older versions of this package refuse it, where it is newer than theirs.
 FORMAT = len(MIGRATIONS)

@@ -16,6 +16,7 @@ __all__ = ['MaskConnectivity']
 _logger = logging.getLogger(__name__)
 
 MASKS = ('learned', 'prev', 'full', 'random')
+_ROUNDING = 1e-6  # of a sum of masks that is left as it is
 _RARELY = 1e-30  # what a mask of 0 counts in a draw: it is taken where there are too few others
 
 
@@ -25,9 +26,10 @@ class MaskConnectivity(Connectivity):
 
     Learned: a real-valued mask per edge in [0, 1]. Each forward pass in training draws K in-edges
     of every node without replacement, each time with probability proportional to the real-valued
-    masks of those not drawn yet. The binary mask multiplies the maps; its gradient, which inactive
-    edges have too, is that of the real-valued mask, which is clipped to [0, 1] before it is used
-    again (an optimizer may leave them outside until then, and averages of weights see that).
+    masks of those not drawn yet. Before, the real-valued masks of every node are clipped to [0, 1]
+    and normalised to sum 1, in place; an optimizer may leave them elsewhere until then, and
+    averages of weights see that. The binary mask multiplies the maps; its gradient, which inactive
+    edges have too, is that of the real-valued mask.
     Evaluation takes the K largest; of equal ones, the latest sources: so of masks that have not
     learned yet. Pruning that leaves every node the K it reads leaves nothing to learn: the masks
     are fixed from then on.
@@ -56,7 +58,10 @@ class MaskConnectivity(Connectivity):
         full_output: Whether the last node reads all its sources, whatever ``fan_in`` says.
         centered: Whether masks follow the gradient less its mean over the in-edges of a node
             (ours). K is fixed, so what would turn all of them up or down at once says nothing
-            about which to take; it may drive them all to 1, where they are drawn alike for good.
+            about which to take; without a sum it may drive them all to 1, where they are drawn
+            alike for good.
+        normalised: Whether the real-valued masks of a node sum to 1 (False: they are clipped only,
+            as in the first networks of this package).
 
     Raises:
         TypeError: ``fan_in``, ``seed`` or a flag is of another type.
@@ -76,6 +81,7 @@ class MaskConnectivity(Connectivity):
         average: bool | Sequence[int] = False,
         full_output: bool = False,
         centered: bool = False,
+        normalised: bool = True,
     ):
         super().__init__(wiring)
         if isinstance(masks, str) and masks not in MASKS:
@@ -85,7 +91,9 @@ class MaskConnectivity(Connectivity):
         if not isinstance(masks, (str, list, tuple, Tensor)):
             raise TypeError(f'masks must be a name or 0 or 1 for every edge, got {masks!r}')
         divided = isinstance(average, (list, tuple))
-        flags = dict(average=average, full_output=full_output, centered=centered)
+        flags = dict(
+            average=average, full_output=full_output, centered=centered, normalised=normalised
+        )
         for name, flag in flags.items():
             if not isinstance(flag, bool) and not (divided and name == 'average'):
                 raise TypeError(f'{name} must be True or False, got {flag!r}')
@@ -95,7 +103,7 @@ class MaskConnectivity(Connectivity):
         self.fan_ins = _fan_ins(wiring, fan_in, masks, full_output)
         self.learned = isinstance(masks, str) and masks == 'learned'
         self.given = [] if self.learned else _fixed_masks(wiring, self.fan_ins, masks, seed)
-        self.init, self.centered = float(init), centered
+        self.init, self.centered, self.normalised = float(init), centered, normalised
         self.divisors = _divisors(wiring, self.fan_ins, average)
         self.options = {
             'fan_in': list(fan_in) if isinstance(fan_in, (list, tuple)) else fan_in,
@@ -108,7 +116,7 @@ class MaskConnectivity(Connectivity):
             self.mask = nn.Parameter(mask)
         else:
             self.register_buffer('mask', mask)
-        for name in ('padded_edges', 'places', 'limits', 'scale'):
+        for name in ('padded_edges', 'places', 'limits', 'scale', 'targets'):
             self.register_buffer(name, None, persistent=False)
         self.reset_parameters()
 
@@ -143,10 +151,15 @@ class MaskConnectivity(Connectivity):
         return (active.to(mask.dtype) + gradient) * self.scale
 
     def _clipped(self) -> Tensor:
-        """The masks; where they learn, in training, clipped for good."""
+        """The masks; where they learn, in training, clipped and normalised for good."""
         if self.training and self.learned:
             with torch.no_grad():
                 self.mask.clamp_(0.0, 1.0)
+                if self.normalised:
+                    sums = self.mask.new_zeros(self.wiring.num_nodes)
+                    sums.index_add_(0, self.targets, self.mask)
+                    sums = sums.where((sums - 1).abs() > _ROUNDING, 1.0).clamp(min=_RARELY)
+                    self.mask.div_(sums[self.targets])
         return self.mask
 
     def _keys(self, mask: Tensor, draws: bool) -> Tensor:
@@ -178,6 +191,8 @@ class MaskConnectivity(Connectivity):
             for values in (padded, places, limits)
         )
         weights = [1 / self.divisors[target] for _, target in self.wiring.edges]
+        targets = [target for _, target in self.wiring.edges]
+        self.targets = torch.tensor(targets, dtype=torch.long, device=self.mask.device)
         self.scale = torch.tensor(weights, dtype=self.mask.dtype, device=self.mask.device)
 
     def select(self, wiring: Wiring, edges: Sequence[int]) -> 'MaskConnectivity':

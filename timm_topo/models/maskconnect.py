@@ -51,6 +51,7 @@ class MaskConnectResNet(CrossStageNet):
         masks: ``'learned'``, or fixed: ``'prev'`` (the K latest), ``'full'``, ``'random'``.
         mask_seed: Of ``'random'``.
         centered: See :class:`timm_topo.connectivity.mask.MaskConnectivity`.
+        normalised: Likewise.
         average: Whether a block reads the mean of its K sources, not their sum.
         wiring: What blocks may read: nodes 0 (stem) to the last (last block), as
             :func:`timm_topo.generators.make_wiring` takes it. By default all earlier blocks.
@@ -76,6 +77,7 @@ class MaskConnectResNet(CrossStageNet):
         masks: str = 'learned',
         mask_seed: int = 0,
         centered: bool = False,
+        normalised: bool = True,
         average: bool = True,
         wiring: str | dict | Wiring | Sequence | None = None,
         connectivity: Rule = None,
@@ -91,10 +93,16 @@ class MaskConnectResNet(CrossStageNet):
         (wiring,) = per_stage('wiring', _earlier(num_nodes) if wiring is None else wiring, 1)
         wiring = make_wiring(wiring, len(ids))
         masking = dict(
-            fan_in=fan_in, masks=masks, seed=mask_seed, centered=centered, average=average
+            fan_in=fan_in,
+            masks=masks,
+            seed=mask_seed,
+            centered=centered,
+            normalised=normalised,
+            average=average,
         )
         check_flag('average', average)
         check_flag('centered', centered)
+        check_flag('normalised', normalised)
         rule = build_connectivity(
             masking_rule(connectivity, masking, 'average'), wiring, **common.placement
         )

@@ -53,6 +53,7 @@ class MaskConnectResNeXt(ClassifierNet):
         masks: ``'learned'``, or fixed: ``'full'``, ``'random'``.
         mask_seed: Of ``'random'``.
         centered: See :class:`timm_topo.connectivity.mask.MaskConnectivity`.
+        normalised: Likewise.
         average: Whether shortcuts are averaged over the selected branches, not summed.
         wiring: An explicit graph with edges from one block to the next; by default all of those.
         connectivity: Instead of the options of masks, what
@@ -80,6 +81,7 @@ class MaskConnectResNeXt(ClassifierNet):
         masks: str = 'learned',
         mask_seed: int = 0,
         centered: bool = False,
+        normalised: bool = True,
         average: bool = True,
         wiring: dict | Wiring | Sequence | None = None,
         connectivity: Rule = None,
@@ -92,7 +94,11 @@ class MaskConnectResNeXt(ClassifierNet):
         counts = dict(cardinality=cardinality, base_width=base_width, stem_width=stem_width)
         check_sizes(**counts, depths=depths, widths=widths)
         flags = dict(
-            average=average, centered=centered, branch_norm=branch_norm, imagenet_stem=imagenet_stem
+            average=average,
+            centered=centered,
+            normalised=normalised,
+            branch_norm=branch_norm,
+            imagenet_stem=imagenet_stem,
         )
         for name, flag in flags.items():
             check_flag(name, flag)
@@ -108,7 +114,12 @@ class MaskConnectResNeXt(ClassifierNet):
         (wiring,) = per_stage('wiring', layered(sizes) if wiring is None else wiring, 1)
         wiring = make_wiring(wiring, len(ids))
         masking = dict(
-            fan_in=fan_in, masks=masks, seed=mask_seed, centered=centered, full_output=True
+            fan_in=fan_in,
+            masks=masks,
+            seed=mask_seed,
+            centered=centered,
+            normalised=normalised,
+            full_output=True,
         )
         rule = build_connectivity(
             masking_rule(connectivity, masking, 'full_output'), wiring, **common.placement
