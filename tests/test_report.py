@@ -285,15 +285,14 @@ def test_write_replaces_an_older_page(tmp_path):
     assert 'new' in path.read_text()
 
 
-@pytest.mark.parametrize('step', ['chmod', 'replace'])
-def test_a_failed_write_leaves_the_old_page_and_nothing_else(tmp_path, monkeypatch, step):
+def test_a_failed_write_leaves_the_old_page_and_nothing_else(tmp_path, monkeypatch):
     path = tmp_path / 'report.html'
     path.write_text('old')
 
     def fail(*args, **kwargs):
         raise OSError('disk full')
 
-    monkeypatch.setattr(os, step, fail)
+    monkeypatch.setattr(os, 'replace', fail)
     with pytest.raises(OSError, match='disk full'):
         Report('new').write(path)
     assert os.listdir(tmp_path) == ['report.html']
