@@ -295,11 +295,11 @@ def test_networks_that_are_registered_are_possible():
 def test_a_network_larger_than_its_weights_is_not_made(saved, tmp_path, peak):
     folder = shutil.copytree(saved, tmp_path / 'net')
     config = json.loads((folder / 'config.json').read_text())
-    config['model_args']['widths'] = [2**15, 2**15]
+    config['model_args']['widths'] = [2**12, 2**12]
     (folder / 'config.json').write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r'net: the weights do not fit the network: they have'):
         load(folder)
-    state, options = tiny().state_dict(), {**RUN['model_kwargs'], 'widths': [2**15, 2**15]}
+    state, options = tiny().state_dict(), {**RUN['model_kwargs'], 'widths': [2**12, 2**12]}
     with pytest.raises(ValueError, match=r'the weights do not fit the network: they have'):
         restore(as_args(tmp_path, state, {**RUN, 'model_kwargs': options}))
     assert peak() < 2**28
