@@ -25,11 +25,13 @@ from timm_topo.analysis.tables import read_csv
 from timm_topo.connectivity.fixed import FixedConnectivity
 from timm_topo.experiments import process, series
 from timm_topo.experiments.process import retrain_snapshots
+from timm_topo.generators import random
 from timm_topo.stages import graph_stages
 from timm_topo.training import loop
 from timm_topo.training.log import RunLog
 from timm_topo.training.loop import train
 from timm_topo.training.options import parse_args
+from timm_topo.training.restore import restore
 
 EDGES = 6  # of one graph of four nodes: no other parameter has this shape
 SIZES = ['num_nodes=(4,)', 'widths=(8,)', 'strides=(2,)', 'stem_width=4', 'stem_kernel=3']
@@ -599,6 +601,19 @@ def test_a_rewired_network_is_trained_again_as_it_is(tmp_path):
     for name, weights in expected.items():
         assert torch.equal(stages[name].connectivity.edge_weights(), weights)
     assert rows[0]['edges'] == sum(stage.wiring.num_edges for stage in stages.values())
+
+
+def test_a_wiring_drawn_by_the_seed_is_drawn_once(tmp_path):
+    """What is trained again, or restored from weights beside the options, has the run's."""
+    model = ('num_nodes=(8,)', "wiring={'name':'random','p':0.5}")
+    folder = run(tmp_path, '--epochs', 1, '--seed', 3, '--seed-wiring', model=model)
+    rows = retrain_snapshots(folder, [1], None, tmp_path / 'again', seeds=(4,))
+    expected = random(8, 0.5, 3)
+    trained = timm_topo.load(folder / 'model')
+    assert trained.stages[0].wiring == expected != random(8, 0.5, 0)
+    assert rows[0]['edges'] == expected.num_edges
+    torch.save(trained.state_dict(), folder / 'weights.pth')
+    assert restore(folder / 'weights.pth').stages[0].wiring == expected
 
 
 def run_with(finished: Path, folder: Path, **weights: list[float]) -> Path:

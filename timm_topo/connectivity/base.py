@@ -32,7 +32,7 @@ class Connectivity(nn.Module):
             order of ``wiring.edges``.
         per_source: Names of those that have the node in dimension 0, for all nodes but the output.
         needs_context: Whether ``forward`` receives the pooled features of the sources.
-        decayed: Names of the parameters that optimizers may decay: none, unless named here.
+        decayed: Names of the parameters that are decayed in any case: none, unless named here.
         options: All constructor options, JSON-ready, those by default too: defaults may change,
             saved networks may not. What is learned or loaded is state and does not belong here.
             Set by rules that have options.

@@ -33,8 +33,8 @@ class RouterConnectivity(Connectivity):
     thresholds of edges around 0.5 hardly move: to have edges closed, start at a tau of 0.1 to 0.3,
     or add sparsity. Thresholds act as clamped to [0, 1); momentum may carry ``tau`` beyond.
 
-    Parameters are ``weight`` ``(E, C)``, which optimizers may decay, ``bias`` ``(E,)`` and ``tau``
-    ``(N - 1,)``, which they may not.
+    Parameters are ``weight`` ``(E, C)``, which optimizers decay, ``bias`` ``(E,)`` and ``tau``
+    ``(N - 1,)``, which they do not unless asked.
 
     Args:
         wiring: The wiring.

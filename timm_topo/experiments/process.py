@@ -133,7 +133,7 @@ def _options(run: Path, options: TrainingOptions | None) -> TrainingOptions:
     asked.model_kwargs = own
     asked.from_saved, asked.from_saved_weights = str(run / 'model'), 'frozen'
     asked.rewire, asked.rewire_kwargs, asked.fit_parameters = None, {}, None
-    asked.save, asked.snapshot_interval = 'last', 1.0
+    asked.save, asked.snapshot_interval, asked.seed_wiring = 'last', 1.0, False
     vars(asked).update(NO_WEIGHTS)
     return asked
 

@@ -148,7 +148,7 @@ class Study:
             given = self.options.model_kwargs
             own = {name: given[name] for name in given if name not in pruned.topology()}
             again = dict(from_saved=str(home / 'pruned'), seed=1000 + seed, model_kwargs=own)
-            again |= NO_WEIGHTS
+            again |= {**NO_WEIGHTS, 'seed_wiring': False}
             runs = {KINDS[2]: self._fit(home / 'rerun', label, **again)}
             again['fit_parameters'] = rows[0]['parameters']
             runs[KINDS[3]] = self._fit(home / 'fitted', label, **again)

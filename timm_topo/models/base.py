@@ -49,7 +49,7 @@ class GraphNet:
         return sparsity_loss(self)
 
     def no_weight_decay(self) -> set:
-        """Names of the parameters that no optimizer may decay, the edge weights among them."""
+        """Names of the parameters that timm is not to decay, the edge weights among them."""
         inherited = getattr(super(), 'no_weight_decay', set)
         return set(inherited()) | undecayed_parameters(self)
 

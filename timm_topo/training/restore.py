@@ -34,9 +34,9 @@ _PREPARED = ('input_size', 'interpolation', 'mean', 'std', 'crop_pct', 'crop_mod
 #: Options of a training that tell its network and how images were prepared; others do not matter,
 #: and those that load weights are not followed.
 _TOLD = (
-    'model', 'model_kwargs', 'num_classes', 'in_chans', 'drop', 'rewire', 'rewire_kwargs',
-    'from_saved', 'from_saved_weights', 'fit_parameters', 'snapshot', 'input_size', 'img_size',
-    'mean', 'std', 'crop_pct', 'interpolation',
+    'model', 'model_kwargs', 'num_classes', 'in_chans', 'drop', 'rewire', 'rewire_kwargs', 'seed',
+    'seed_wiring', 'from_saved', 'from_saved_weights', 'fit_parameters', 'snapshot', 'input_size',
+    'img_size', 'mean', 'std', 'crop_pct', 'interpolation',
 )  # fmt: skip
 
 
