@@ -352,6 +352,7 @@ def test_ctrl_c_is_130_and_says_how_to_go_on(topo, command, monkeypatch, net):
         'report': '; the same command goes on where damage was',
         'retrain': '; the same command goes on where it was',
         'study': '; the same command goes on where it was',
+        'sweep': '; with --csv the same command goes on where it was',
         'train': '; go on from the last whole epoch with --resume auto',
     }
     assert err == f'\ninterrupted{goes_on.get(name, "")}\n'

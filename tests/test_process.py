@@ -23,7 +23,7 @@ from timm_topo.analysis.history import (
 from timm_topo.analysis.process import set_edge_weights
 from timm_topo.analysis.tables import read_csv
 from timm_topo.connectivity.fixed import FixedConnectivity
-from timm_topo.experiments import process, series
+from timm_topo.experiments import cache, process
 from timm_topo.experiments.process import retrain_snapshots
 from timm_topo.generators import random
 from timm_topo.stages import graph_stages
@@ -709,13 +709,13 @@ def test_options_in_brackets_are_the_same_when_they_are_read_again(tmp_path):
     """YAML has no tuples."""
     options = parse_args(['--model-kwargs', 'num_nodes=(4,)'])
     folder = tmp_path / 'one'
-    assert series.pending(folder, options).resume == 'auto'
+    assert cache.pending(folder, options).resume == 'auto'
     folder.mkdir()
     (folder / 'args.yaml').write_text('model_kwargs: {num_nodes: [4]}\n')
-    assert series.pending(folder, options, seed=3).seed == 3
+    assert cache.pending(folder, options, seed=3).seed == 3
     (folder / 'model').mkdir()
-    assert series.pending(folder, options) is None
+    assert cache.pending(folder, options) is None
     other = copy.deepcopy(options)
     other.model_kwargs = {'num_nodes': (5,)}
     with pytest.raises(ValueError, match=r"made with model_kwargs \{'num_nodes': \[4\]\}, not"):
-        series.pending(folder, other)
+        cache.pending(folder, other)

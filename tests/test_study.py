@@ -13,10 +13,11 @@ import timm_topo
 from timm_topo.analysis.compare import threshold_sweep
 from timm_topo.analysis.cost import count_parameters
 from timm_topo.analysis.prune import DisconnectedError, edge_mask, edge_weights, mask_edges, prune
-from timm_topo.analysis.tables import group, read_csv
+from timm_topo.analysis.tables import group, read_csv, read_numbers
 from timm_topo.data import load_dataset
 from timm_topo.experiments import study as study_module
 from timm_topo.experiments.study import KINDS, Study
+from timm_topo.experiments.sweep import sweep
 from timm_topo.generators import make_wiring
 from timm_topo.training.evaluate import accuracy
 from timm_topo.training.options import labelled, parse_args
@@ -143,9 +144,8 @@ def test_another_threshold_takes_the_full_graphs_that_are_there(finished, monkey
     other.run()
     pruned = str(output / 'easy' / '0' / 'at_0.001' / 'pruned')
     assert trained == [('rerun', pruned), ('fitted', pruned)]
-    rows = read_csv(output / 'easy' / '0' / 'sweep.csv')
+    rows = read_csv(output / 'sweep.csv')
     assert [row['threshold'] for row in rows] == ['0.001', '0.002']
-    (output / 'easy' / '0' / 'sweep.csv').unlink()  # as the other tests expect
     make_study(output).run()
 
 
@@ -317,8 +317,9 @@ def test_a_sweep_tells_what_pruning_and_masking_do_at_each_threshold(saved):
 
 def test_a_sweep_writes_one_row_per_network_and_threshold(tool, saved, tmp_path):
     status, out, err = tool(
-        'sweep', f'a={saved}', f'b={saved}', f'b={saved}', '--dataset', 'colour/digits',
-        '--thresholds', 0.1, 0.3, 0.99, '--csv', tmp_path / 's.csv', '--figure', tmp_path / 's.png',
+        'sweep', f'a={saved}', f'b={saved}', f'b={timm_topo.save(loaded(saved), tmp_path / "b")}',
+        '--dataset', 'colour/digits', '--thresholds', 0.1, 0.3, 0.99,
+        '--csv', tmp_path / 's.csv', '--figure', tmp_path / 's.png',
     )  # fmt: skip
     assert (status, err) == (0, '')
     rows = read_csv(tmp_path / 's.csv')
@@ -330,6 +331,33 @@ def test_a_sweep_writes_one_row_per_network_and_threshold(tool, saved, tmp_path)
     smaller, _ = prune(model, 0.3)
     assert float(rows[1]['top1']) == pytest.approx(accuracy(smaller, data))
     assert Image.open(tmp_path / 's.png').size[0] > 500
+
+
+def test_a_sweep_that_was_interrupted_goes_on(saved, tmp_path):
+    """Rows are those of a sweep in one go; what is there is not measured again."""
+    model, path, scored = loaded(saved), tmp_path / 's.csv', []
+
+    def score(smaller):
+        scored.append(count_parameters(smaller))
+        if len(scored) == 3:
+            raise KeyboardInterrupt
+        return scored[-1] / 7
+
+    thresholds = (0.05, 0.1, 0.2, 0.3)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(model, thresholds, score, path, label='a')
+    before = len(read_csv(path))
+    assert 0 < before < 4
+    scored = [0, 0, 0]
+    rows = sweep(model, thresholds, score, path, label='a')
+    straight = sweep(model, thresholds, lambda m: count_parameters(m) / 7, label='a')
+    assert rows == straight == read_numbers(path)
+    again = len(scored)
+    sweep(model, thresholds, score, path, label='a')
+    assert len(scored) == again
+    sweep(model, thresholds[:1], score, path, label='b')
+    assert len(scored) == again + 1
+    assert len(read_csv(path)) == 5
 
 
 def test_labels_are_given_or_taken_from_the_folder():

@@ -18,8 +18,8 @@ from pathlib import Path
 import timm_topo
 
 from ..analysis.tables import read_numbers
+from ..experiments.cache import FREE, pending
 from ..experiments.process import retrain_snapshots
-from ..experiments.series import FREE, pending
 from ..training.loop import train
 from ..training.options import epochs_done, parse_args
 from .common import add_network, network, table

@@ -2,6 +2,7 @@
 
 Networks with the same label are one line of the figure. A threshold that leaves no path from input
 to output is marked as such. Weights that depend on the image are averaged over training images.
+Rows in the file of --csv that are of the same weights and data are taken over.
 
 examples:
   topo sweep output/RUN --dataset digits --csv sweep.csv --figure sweep.svg
@@ -9,11 +10,12 @@ examples:
 """
 
 import argparse
+from functools import partial
 
-from tqdm import tqdm
-
-from ..analysis.compare import THRESHOLDS, threshold_sweep
+from ..analysis.compare import THRESHOLDS
 from ..analysis.tables import group, mean_and_spread, text_table
+from ..experiments.cache import digest
+from ..experiments.sweep import sweep
 from ..training.evaluate import accuracy
 from .common import (
     add_data,
@@ -21,10 +23,13 @@ from .common import (
     add_table,
     check_figure,
     data_of,
+    described,
     images_of,
     network,
     write_table,
 )
+
+RESUMES = '; with --csv the same command goes on where it was'
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -40,14 +45,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict:
     check_figure(args.figure)
-    thresholds = list(dict.fromkeys(args.thresholds))
+    twice = {one for one in args.networks if args.networks.count(one) > 1}
+    if twice:
+        raise ValueError(f'{"=".join(min(twice))} is given twice')
     rows = []
     for label, path in args.networks:
         model = network(args, path)
         data, images = data_of(args, model), images_of(args, model)
-        steps = threshold_sweep(model, thresholds, lambda m, d=data: accuracy(m, d), images)
-        steps = tqdm(steps, str(path), len(thresholds), leave=False, disable=None)
-        rows += [{'label': label, 'network': path, **row} for row in steps]
+        of = dict(
+            label=label, network=path, weights=f'sha256-{digest(model)}', data=described(args)
+        )
+        score = partial(accuracy, dataset=data)
+        rows += sweep(model, args.thresholds, score, args.csv, images, **of)
     written = write_table(args, rows)
     if args.figure:
         from .. import plot

@@ -1,11 +1,10 @@
 """Damage curves of a trained network, with and without training (TopoNet, section 4.4, Fig. 4)."""
 
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-import torch
 import yaml
 from torch import nn
 from torch.utils.data import Dataset
@@ -14,11 +13,11 @@ from tqdm import tqdm
 from .. import plot
 from ..analysis.damage import FRACTIONS, damage_edges, damage_nodes, nodes_to_damage
 from ..analysis.prune import ORDERS, edge_mask, prune
-from ..analysis.tables import read_numbers, write_csv
+from ..analysis.tables import read_numbers
 from ..checkpoint import save
 from ..files import locked, write_text
 from ..report.damage import damage_figures
-from ..stages import graph_stages, is_routed
+from ..stages import is_routed
 from ..training.evaluate import (
     check_classes,
     eval_loader,
@@ -29,10 +28,11 @@ from ..training.evaluate import (
 )
 from ..training.loop import train
 from ..training.options import TrainingOptions
-from .series import FREE, pending
+from .cache import FREE, Rows, digest, pending
 
 __all__ = ['Damage']
 
+_EDGE_KEY = ('order', 'seed', 'asked')
 _BATCHES = 10  # of 128 images, for new statistics
 
 
@@ -143,7 +143,7 @@ class Damage:
         if routed and self.retrain is not None:
             raise ValueError('edge weights depend on the image: they cannot be frozen to retrain')
         settings = {
-            'network': _digest(self.model),
+            'network': digest(self.model),
             'data': self.described,
             'images': self.images,
             'new_statistics': self.trained is not None,
@@ -163,45 +163,36 @@ class Damage:
         if self.trained is not None:
             batches = image_batches(self.model, self.trained, _BATCHES)
             images = batches[0]
-        path, rows = self.output / 'edges.csv', []
-        known = {
-            (row['order'], row['seed'], row['asked']): row
-            for row in (read_numbers(path) if path.exists() else ())
-        }
+        kept = Rows(self.output / 'edges.csv', _EDGE_KEY)
         wanted = [('none', 0, 0.0)]
         for order in dict.fromkeys(self.orders):
             seeds = dict.fromkeys(self.seeds) if order == 'random' else (0,)
             wanted += [(order, s, float(f)) for s in seeds for f in sorted({*self.fractions})]
-        for order, seed, fraction in tqdm(wanted, 'edges', leave=False, disable=None):
-            row = known.get((order, seed, fraction))
-            if row is None:
-                first = 'weakest' if order == 'none' else order
-                (row,) = damage_edges(
-                    self.model, [fraction], score, first, seed, batches or (), images
-                )
-                row = {**row, 'order': order, 'asked': fraction}
-                known[order, seed, fraction] = row
-                write_csv(path, list(known.values()))
-            rows.append(row)
-        return rows
+
+        def measure(order: str, seed: int, fraction: float) -> dict:
+            first = 'weakest' if order == 'none' else order
+            (row,) = damage_edges(self.model, [fraction], score, first, seed, batches or (), images)
+            return row
+
+        return [
+            kept.get(partial(measure, *one), **dict(zip(_EDGE_KEY, one)))
+            for one in tqdm(wanted, 'edges', leave=False, disable=None)
+        ]
 
     def _nodes(self, score: Callable) -> list[dict]:
-        path, rows = self.output / 'nodes.csv', []
-        known = {
-            (row['stage'], row['node']): row
-            for row in (read_numbers(path) if path.exists() else ())
-        }
-        for node in tqdm(nodes_to_damage(self.model), 'nodes', leave=False, disable=None):
-            if node not in known:
-                (known[node],) = damage_nodes(self.model, score, [node])
-                write_csv(path, list(known.values()))
-            rows.append(known[node])
+        kept, rows = Rows(self.output / 'nodes.csv', ('stage', 'node')), []
+        for stage, node in tqdm(nodes_to_damage(self.model), 'nodes', leave=False, disable=None):
+
+            def measure(one=(stage, node)) -> dict:
+                (row,) = damage_nodes(self.model, score, [one])
+                return row
+
+            rows.append(kept.get(measure, stage=stage, node=node))
         return rows
 
     def _retrained(self, edges: Iterable[dict]) -> None:
         """Train what is left at every fraction, its edge weights frozen."""
-        path = self.output / 'edges.csv'
-        known = {(row['order'], row['seed'], row['asked']): row for row in read_numbers(path)}
+        kept = Rows(self.output / 'edges.csv', _EDGE_KEY)
         for row in edges:
             if not row['connected']:
                 continue
@@ -228,8 +219,7 @@ class Damage:
                 train(args)
             epochs = read_numbers(folder / 'summary.csv')
             row['top1_retrained'] = epochs[-1]['eval_top1']
-            known[row['order'], row['seed'], row['asked']] = row
-            write_csv(path, list(known.values()))
+            kept.put(row)
 
     def _figures(self, result: dict) -> None:
         first, *rest = result['edges']
@@ -254,14 +244,3 @@ def _settings(folder: Path) -> dict | None:
     except yaml.YAMLError:
         made = None
     return made if isinstance(made, dict) else {}
-
-
-def _digest(model: nn.Module) -> str:
-    """Of all weights and graphs: the same network has the same."""
-    sha = hashlib.sha256()
-    for name, stage in graph_stages(model).items():
-        sha.update(f'{name} {type(stage.connectivity).__name__} {stage.wiring.edges}'.encode())
-    for name, value in model.state_dict().items():
-        sha.update(name.encode())
-        sha.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return sha.hexdigest()[:16]

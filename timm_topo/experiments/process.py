@@ -17,7 +17,7 @@ from ..stages import is_routed
 from ..training.build import NO_WEIGHTS
 from ..training.loop import train
 from ..training.options import TrainingOptions, parse_args, read_options
-from .series import FREE, pending, plain
+from .cache import FREE, pending, plain
 
 __all__ = ['retrain_snapshots']
 

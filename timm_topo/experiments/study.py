@@ -10,10 +10,9 @@ from pathlib import Path
 import timm
 import torch
 from torch.utils.data import IterableDataset
-from tqdm import tqdm
 
 from .. import plot
-from ..analysis.compare import THRESHOLDS, threshold_sweep
+from ..analysis.compare import THRESHOLDS
 from ..analysis.cost import count_parameters
 from ..analysis.history import read_edge_weights
 from ..analysis.metrics import embed, similarity, stage_characteristics
@@ -27,7 +26,8 @@ from ..training.build import NO_WEIGHTS
 from ..training.evaluate import accuracy, image_mode
 from ..training.loop import train
 from ..training.options import TrainingOptions
-from .series import FREE, pending
+from .cache import FREE, pending
+from .sweep import sweep
 
 __all__ = ['KINDS', 'Study']
 
@@ -131,10 +131,10 @@ class Study:
         name, folder = self.data[label]
         data = load_dataset(name, folder, self.options.val_split, image_mode(model))
         score = partial(accuracy, dataset=data)
-        if not self._swept(sweep := self._sweep(label, seed)):
-            steps = threshold_sweep(model, self.thresholds, score, fold=self.fold)
-            steps = tqdm(steps, f'{home}', len(self.thresholds), leave=False, disable=None)
-            write_csv(sweep, [{'label': label, 'seed': seed, **s} for s in steps])
+        sweep(
+            model, self.thresholds, score, self._sweep(label, seed), fold=self.fold, label=label,
+            seed=seed,
+        )  # fmt: skip
         home = self._at(label, seed)
         try:
             pruned, report = prune(model, self.threshold, fold=self.fold)
@@ -179,12 +179,6 @@ class Study:
     def _suffix(self) -> str:
         return '' if self.fold else '_unfolded'
 
-    def _swept(self, path: Path) -> bool:
-        """Whether the file holds a sweep of these thresholds."""
-        if not path.exists():
-            return False
-        return [float(row['threshold']) for row in read_csv(path)] == [*self.thresholds]
-
     @property
     def _device(self) -> str:
         return self.options.device or ('cuda' if torch.cuda.is_available() else 'cpu')
@@ -196,6 +190,8 @@ class Study:
         of = self._sweep if name == 'sweep.csv' else lambda *one: self._at(*one) / name
         paths = [of(label, seed) for label in self.data for seed in self.seeds]
         rows = [row for path in paths if path.exists() for row in read_csv(path)]
+        if name == 'sweep.csv':  # which may hold others
+            rows = [row for row in rows if float(row['threshold']) in self.thresholds]
         if rows:
             write_csv(self.output / name, rows)
         return rows
