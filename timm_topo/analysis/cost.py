@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from ..executors import evaluation_mode
 from ..extras import needs
@@ -164,7 +165,7 @@ def latency(
     with ExitStack() as stack:
         for model in () if training else models.values():
             stack.enter_context(evaluation_mode(model))
-        for round_ in range(repeats + 1):
+        for round_ in tqdm(range(repeats + 1), 'time', leave=False, disable=None):
             if images is None:
                 batch = torch.randn(batch_size, *input_size)
             else:

@@ -1,7 +1,5 @@
 """Eight-bit networks: onnxruntime's static quantization, calibrated on images."""
 
-import os
-import tempfile
 from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
@@ -10,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..extras import needs
+from ..files import replacing, scratch_folder
 from .export import export_onnx
 
 __all__ = ['OnnxNetwork', 'export_int8']
@@ -53,11 +52,8 @@ def export_int8(model: nn.Module, path: str | Path, batches: Iterable[Tensor]) -
             return None if batch is None else {'image': batch.cpu().numpy()}
 
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix='.export-') as folder:
-        plain, prepared, scratch = (
-            Path(folder, kind + path.name) for kind in ('', 'prepared-', 'int8-')
-        )
+    with replacing(path) as scratch, scratch_folder(path) as folder:
+        plain, prepared = (folder / f'{kind}-{path.name}' for kind in ('plain', 'prepared'))
         difference = export_onnx(model, plain, first.shape[1:])
         quant_pre_process(plain, prepared)
         quantize_static(
@@ -71,7 +67,6 @@ def export_int8(model: nn.Module, path: str | Path, batches: Iterable[Tensor]) -
             weight_type=QuantType.QInt8,
             nodes_to_exclude=_sums(onnx.load(prepared).graph),
         )
-        os.replace(scratch, path)
     return difference
 
 

@@ -133,7 +133,8 @@ def image_batches(
         batch_size: Images per batch.
     """
     loader = sample(eval_loader(model, dataset, batch_size), count * batch_size)
-    return [images for images, _ in islice(loader, count) if len(images)]
+    steps = tqdm(islice(loader, count), 'images', count, leave=False, disable=None)
+    return [images for images, _ in steps if len(images)]
 
 
 def sample(loader, count: int):
