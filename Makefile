@@ -1,7 +1,7 @@
-# make demo             train, prune, export and show a small network on built-in data (3 minutes)
+# make demo             train, prune, export and show a small network on built-in data (4 minutes)
 # make demo-detection   transfer one to a detector, where detectron2 is installed (4 minutes)
 # make bench            times and memory beside plain networks (docs/performance.md)
-# make test             lint and the whole test suite (about 9 minutes)
+# make test             lint and the whole test suite (about 15 minutes)
 # All make their own virtual environment in .venv the first time (a few GB of downloads);
 # with DETECTRON2=0 it is another one, .venv-plain, without detectron2.
 
