@@ -1,6 +1,5 @@
 """Checkpoints of a run: written as a whole, found again wherever it was killed, and mended."""
 
-import csv
 import os
 import shutil
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import torch
 from timm.utils import CheckpointSaver
 
+from ..analysis.tables import read_csv
 from ..files import writing
 
 __all__ = ['checkpoint_of', 'mend', 'save_checkpoint']
@@ -47,7 +47,7 @@ def checkpoint_of(folder: Path, resume: str) -> str:
     readable = [path for path, epoch in epochs.items() if isinstance(epoch, int)]
     if readable:
         return str(max(readable, key=epochs.get))
-    done = _rows(summary)
+    done = len(read_csv(summary)) if summary.exists() else 0
     if done > 1:  # the first is written before its checkpoint
         raise FileNotFoundError(
             f'{folder} has done {done} epochs, but {_LAST} and all other checkpoints are gone: '
@@ -125,11 +125,3 @@ def _stored(path: Path) -> dict:
     except Exception:  # a damaged file makes torch.load raise almost anything
         return {}
     return stored if isinstance(stored, dict) else {}
-
-
-def _rows(path: Path) -> int:
-    """Epochs in ``summary.csv``."""
-    if not path.exists():
-        return 0
-    with open(path, encoding='utf-8', newline='') as file:
-        return sum(1 for _ in csv.DictReader(file))
