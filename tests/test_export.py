@@ -18,7 +18,7 @@ from timm_topo.analysis.export import export_graphml, export_onnx
 from timm_topo.analysis.outputs import named_outputs
 from timm_topo.analysis.prune import edge_weights, freeze_edge_weights, prune
 from timm_topo.executors import adjacency
-from timm_topo.stages import Offset, graph_stages, shrink
+from timm_topo.stages import Offset, graph_stages, compact
 
 SIZE = (3, 16, 16)
 
@@ -209,7 +209,7 @@ def test_what_is_no_tensor_is_refused():
 def constant() -> Offset:
     """With borders, in maps of 9 x 11."""
     edge = torch.nn.functional.conv2d(torch.ones(1, 3, 9, 11), torch.randn(4, 3, 3, 3), padding=1)
-    offset = Offset(shrink(edge[0]))
+    offset = Offset(compact(edge[0]))
     assert offset.value.shape == (4, 3, 3)
     return offset.eval()
 

@@ -28,7 +28,7 @@ from timm_topo.analysis.prune import (
 from timm_topo.connectivity import undecayed_parameters
 from timm_topo.generators import complete, sequential
 from timm_topo.sparsity import sparsity_loss
-from timm_topo.stages import Offset, shrink
+from timm_topo.stages import Offset, compact
 from timm_topo.wiring import Wiring
 
 SQUASH = {'alpha': lambda a: a, 'fixed': lambda a: a, 'tanh': torch.tanh, 'sigmoid': torch.sigmoid}
@@ -366,7 +366,7 @@ def test_an_offset_stands_for_a_map_of_any_size_with_its_borders(border, inner, 
 
         return torch.outer(line(rows, height), line(columns, width))[None]
 
-    value = shrink(build(2 * border + inner, 2 * border + inner + 1))
+    value = compact(build(2 * border + inner, 2 * border + inner + 1))
     assert value.shape == (1, 2 * border + 1, 2 * border + 1)
     for height, width in ((2 * border + 1, 2 * border + 5), (3 * border + 2, 2 * border + 1)):
         x = torch.randn(2, 1, height, width)
@@ -375,7 +375,7 @@ def test_an_offset_stands_for_a_map_of_any_size_with_its_borders(border, inner, 
 
 def test_a_map_without_an_inside_is_kept_as_it_is():
     value = torch.arange(24.0).view(1, 4, 6)
-    assert torch.equal(shrink(value), value)
+    assert torch.equal(compact(value), value)
     x = torch.zeros(1, 1, 4, 6)
     assert torch.equal(Offset(value)(x)[0], value)
 

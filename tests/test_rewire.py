@@ -271,7 +271,7 @@ def test_stages_of_one_block_have_no_activation_between():
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        (dict(connectivity='tanh'), r'blocks\.1 has edge weights other than 1, such as 0\.5'),
+        (dict(connectivity='tanh'), r'blocks\.1 has edge weights other than those of shortcuts, such as 0\.5'),
         (
             dict(wiring='sequential'),
             r'blocks\.1 has a wiring other than the complete one',
@@ -703,7 +703,7 @@ def test_a_base_without_a_registered_configuration_is_rewired_by_name():
     ('change', 'message'),
     [
         (lambda stage: nn.init.constant_(stage.connectivity.alpha, 0.5),
-         r'blocks\.0 has edge weights other than 1, such as 0\.5'),
+         r'blocks\.0 has edge weights other than those of shortcuts, such as 0\.5'),
         (lambda stage: nn.init.constant_(stage.entry.bn.bias, 0.1),
          r'blocks\.0 has a projection of its own'),
     ],

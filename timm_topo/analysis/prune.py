@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..connectivity.fixed import FixedConnectivity
 from ..connectivity.masked import MaskedEdges
 from ..executors import adjacency, evaluation_mode, record_runs
-from ..stages import Stage, TakesOffsets, graph_stages, is_routed, select_edges, shrink
+from ..stages import Stage, TakesOffsets, graph_stages, is_routed, select_edges, compact
 from ..wiring import Wiring
 from .cost import input_size_of
 from .outputs import named_outputs
@@ -410,7 +410,7 @@ def _constants(
             parts = [maps[index[k]] * weights[:, k, None, None, None] for k in read]
             first, second = torch.stack(parts).sum(0)[:2]
             if (first - second).abs().max() <= 1e-5 * first.abs().max():
-                constants[reader] = shrink(first)
+                constants[reader] = compact(first)
     return constants
 
 

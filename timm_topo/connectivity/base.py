@@ -130,6 +130,18 @@ class Connectivity(nn.Module):
                 setattr(smaller, name, picked)
         return smaller
 
+    def with_weights(self, wiring: Wiring, weights: Sequence[float]) -> 'Connectivity':
+        """The same rule on another wiring, with these weights.
+
+        Args:
+            wiring: The wiring.
+            weights: ``(E,)`` in the order of its edges.
+
+        Raises:
+            ValueError: The rule cannot be told its weights, or does not reach one of them.
+        """
+        raise ValueError(f'{connectivity_name(self)!r} cannot be told its edge weights')
+
     def extra_repr(self) -> str:
         return f'num_edges={self.num_edges}'
 

@@ -33,6 +33,9 @@ class FixedConnectivity(StaticConnectivity):
             )
         self.register_buffer('alpha', initial)
 
+    def with_weights(self, wiring: Wiring, weights: Sequence[float]) -> 'FixedConnectivity':
+        return type(self)(wiring, weights).to(self.alpha)
+
     def reset_parameters(self) -> None:
         """One everywhere: values given at construction are weights, not an initialisation."""
         with torch.no_grad():

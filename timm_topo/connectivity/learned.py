@@ -89,6 +89,15 @@ class LearnedConnectivity(StaticConnectivity):
         smaller.constant.copy_(weights[[e for e, unlearned in kept if unlearned]])
         return smaller.train(self.training)
 
+    def with_weights(self, wiring: Wiring, weights: Sequence[float]) -> 'LearnedConnectivity':
+        if not self.all_learned:
+            raise ValueError('edges without a parameter cannot be told their weights')
+        made = type(self)(wiring, **self.options).to(self.alpha)
+        with torch.no_grad():
+            made.alpha.copy_(torch.tensor([self.unsquash(float(weight)) for weight in weights]))
+        made.alpha.requires_grad_(self.alpha.requires_grad)
+        return made.train(self.training)
+
     def _places(self) -> dict[int, int]:
         """Index into ``alpha`` by index of the edge, for edges that have a parameter."""
         targets = [target for _, target in self.wiring.edges]

@@ -26,20 +26,21 @@ from ..sparsity import check_sparsity, check_sparsity_weight
 from ..stages import GraphStage, graph_stages
 from .base import note_options
 from .families import Rewired, is_new, replaced
-from .surgery import rewire_stages
+from .surgery import drop_blocks, rewire_stages
 
 __all__ = ['create_rewired', 'rewire', 'unwire']
 
 
 def rewire(
     model: nn.Module,
-    connectivity='alpha',
+    connectivity=None,
     wiring='complete',
     projection: bool = False,
     exact: bool = True,
     sparsity: str = 'none',
     sparsity_weight: float = 1e-4,
     projected_entry: bool = False,
+    nodes: str = 'branch',
 ) -> nn.Module:
     """A copy of a residual timm model whose shortcuts are weighted edges.
 
@@ -49,10 +50,16 @@ def rewire(
     entry itself, so the graph has one node less; or, with ``projection``, gets one as in the
     paper: x_0 = BN(conv1x1(x)), with a BN scale that starts at zero.
 
+    With ``nodes='block'`` a node is a whole block, its shortcut and its last activation inside: a
+    block reads the block before it with weight 1, and earlier ones with weights that start at 0.
+    This is exact for every family. A first block that has no identity shortcut is the entry.
+
     Args:
         model: From ``timm.create_model``, of a family in ``FAMILIES``; left as it is.
-        connectivity: Rule for all graphs, or a list with one each (``build_connectivity``).
-        wiring: Wiring for all graphs, or a list with one each (``make_wiring``).
+        connectivity: Rule for all graphs, or a list with one each (``build_connectivity``); by
+            default ``'alpha'``, and ``'depth_weighted'`` where nodes are blocks.
+        wiring: Wiring for all graphs, or a list with one each (``make_wiring``). With
+            ``nodes='block'``, ``'sequential'`` is the plain network.
         projection: Whether first blocks without a shortcut get a projection beside them.
         exact: Whether to insist that the function stays the same. False allows families with an
             activation behind the sum (ResNet, RegNet), where identity shortcuts then carry what
@@ -64,6 +71,7 @@ def rewire(
             the projected x_0 as the others do, as in DG-Net's ResNets, instead of the stage
             input; a first convolution that must read more channels then starts anew, an identity
             shortcut becomes a projection. Another function, so only with ``exact=False``.
+        nodes: ``'branch'`` or ``'block'``: what of a block is a node.
 
     Returns:
         The re-wired network, of a subclass of the model's class.
@@ -82,7 +90,7 @@ def rewire(
     args = dict(model._model_args)
     network = rewire_stages(
         copy.deepcopy(model), cfg['architecture'], args, connectivity, wiring, projection, exact,
-        projected_entry,
+        projected_entry, nodes=nodes,
     )  # fmt: skip
     _check_same(model, network, exact)
     network.sparsity, network.sparsity_weight = sparsity, sparsity_weight
@@ -90,7 +98,7 @@ def rewire(
     options = {
         **args, 'base': network.base, 'projection': projection, 'exact': exact,
         'sparsity': sparsity, 'sparsity_weight': sparsity_weight,
-        'projected_entry': projected_entry,
+        'projected_entry': projected_entry, 'nodes': nodes,
     }  # fmt: skip
     return note_options(network, options)
 
@@ -99,7 +107,9 @@ def unwire(model: nn.Module) -> nn.Module:
     """The plain timm network with the weights of a re-wired one.
 
     It computes the same, but for families with an activation behind the residual sum, where the
-    difference is measured and told as a warning.
+    difference is measured and told as a warning. Blocks whose node was removed are
+    ``nn.Identity``; such a network has no name in timm: :func:`timm_topo.save` takes the re-wired
+    one.
 
     Raises:
         RuntimeError: The function should have stayed the same and has not.
@@ -111,9 +121,7 @@ def unwire(model: nn.Module) -> nn.Module:
         raise TypeError(f'unwire needs a re-wired network, got {type(model).__name__}')
     for name, stage in graph_stages(model).items():
         why = _unlike_plain(stage)
-        if stage.node_ids[-1] != stage.wiring.num_nodes - 1:
-            why = 'nodes that were pruned'
-        elif not why and is_new(stage.entry) and not _adds_nothing(stage.entry):
+        if not why and is_new(stage.entry) and not _adds_nothing(stage.entry):
             why = 'a projection of its own'
         elif not why and replaced(stage):
             why = 'an input convolution of its own'
@@ -122,6 +130,7 @@ def unwire(model: nn.Module) -> nn.Module:
     reference = next(model.parameters())
     plain = model.plain().to(device=reference.device, dtype=reference.dtype)
     names = model.plain_names()
+    drop_blocks(plain, {name for name in names.values() if name})
     state = {names[own]: value for own, value in model.state_dict().items() if names[own]}
     plain.load_state_dict(state)
     learned = {names[own]: parameter.requires_grad for own, parameter in model.named_parameters()}
@@ -144,14 +153,19 @@ def _adds_nothing(projection: nn.Module) -> bool:
 
 def _unlike_plain(stage: GraphStage) -> str:
     """What of a stage no shortcut can do, if anything."""
-    if stage.wiring != make_wiring('complete', stage.wiring.num_nodes):
+    whole = stage.whole_blocks
+    if not whole and stage.wiring != make_wiring('complete', stage.wiring.num_nodes):
         return 'a wiring other than the complete one'
     if stage.needs_context:
         return 'edge weights that depend on the image'
     weights = stage.connectivity.edge_weights()
-    if not weights.is_meta and (weights != 1).any():
-        off = weights[(weights - 1).abs().argmax()].item()
-        return f'edge weights other than 1, such as {off:.3g}'
+    plain = [float(not whole or source == target - 1) for source, target in stage.wiring.edges]
+    if sum(plain) < stage.wiring.num_nodes - 1:
+        return 'a block that does not read the block before it'
+    plain = torch.tensor(plain).to(weights)
+    if not weights.is_meta and (weights != plain).any():
+        off = weights[(weights - plain).abs().argmax()].item()
+        return f'edge weights other than those of shortcuts, such as {off:.3g}'
     return ''
 
 
@@ -233,9 +247,10 @@ def create_rewired(variant: str, pretrained: bool, defaults: dict, overrides: di
     base = options.pop('base')
     graph = {
         key: options.pop(key, default)
-        for key, default in (('connectivity', 'alpha'), ('wiring', 'complete'),
+        for key, default in (('connectivity', None), ('wiring', 'complete'),
                              ('projection', False), ('exact', True),
-                             ('projected_entry', False), ('node_ids', None))
+                             ('projected_entry', False), ('node_ids', None),
+                             ('nodes', 'branch'))
     }  # fmt: skip
     sparsity = check_sparsity(options.pop('sparsity', 'none'))
     sparsity_weight = check_sparsity_weight(options.pop('sparsity_weight', 1e-4))

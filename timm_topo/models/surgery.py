@@ -18,7 +18,11 @@ from ..stages import GraphStage
 from .base import GraphNet
 from .families import FAMILIES, Rewired, reset_input_conv, reset_projection, rewired_class
 
-__all__ = ['rewire_stages']
+__all__ = ['drop_blocks', 'rewire_stages']
+
+
+#: What of a block is a node: the branch without the shortcut, or all of it.
+NODES = ('branch', 'block')
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ def rewire_stages(
     exact: bool,
     projected_entry: bool = False,
     node_ids: Sequence[Sequence[int]] | None = None,
+    nodes: str = 'branch',
 ) -> nn.Module:
     """Rewire ``model``, which ``base`` and ``base_args`` describe, in place.
 
@@ -68,6 +73,13 @@ def rewire_stages(
     flags = {'projection': projection, 'exact': exact, 'projected_entry': projected_entry}
     for name, value in flags.items():
         check_flag(name, value)
+    if nodes not in NODES:
+        raise ValueError(f'unknown nodes {nodes!r}; known: {", ".join(NODES)}')
+    whole = nodes == 'block'
+    if whole and (projection or projected_entry):
+        raise ValueError('whole blocks keep their own shortcuts: no projection, no projected_entry')
+    if connectivity is None:
+        connectivity = 'depth_weighted' if whole else 'alpha'
     if isinstance(model, Rewired):
         raise ValueError(f'{model.base} is re-wired already: unwire it first')
     family = None if isinstance(model, GraphNet) else rewired_class(type(model))
@@ -78,12 +90,15 @@ def rewire_stages(
         )
     before = set(model.modules())
     stages = {name: _segments(name, module) for name, module in _containers(model).items()}
-    graphs = [s for segments in stages.values() for s in segments if _is_graph(s, projection)]
+    graphs = [
+        s for segments in stages.values() for s in segments
+        if (_has_whole_nodes(s) if whole else _is_graph(s, projection))
+    ]  # fmt: skip
     if not graphs:
         raise ValueError(
             f'{base} has no residual stage of known blocks; known: {", ".join(known_blocks())}'
         )
-    activation = _activation_between(graphs)
+    activation = None if whole else _activation_between(graphs)
     if projected_entry and not any(_keeps_resolution(segment[0]) for segment in graphs):
         raise ValueError(
             f'projected_entry changes nothing in {base}: no stage starts with a residual block '
@@ -105,7 +120,7 @@ def rewire_stages(
         _per_graph('node_ids', None if node_ids is None else list(node_ids), graphs),
     )
     built = {
-        segment[0].name: _build(segment, stage, projection, projected_entry, *options)
+        segment[0].name: _build(segment, stage, projection, projected_entry, whole, *options)
         for stage, (segment, options) in enumerate(zip(graphs, per_graph))
     }
     for name, segments in stages.items():
@@ -127,6 +142,25 @@ def rewire_stages(
         module.grad_checkpointing = False
     model.set_grad_checkpointing(bool(checkpointed))
     return model
+
+
+def drop_blocks(plain: nn.Module, kept: set[str]) -> None:
+    """Put ``nn.Identity`` in place of the blocks of a plain network that are not kept, in place.
+
+    Args:
+        plain: A network of timm.
+        kept: Names of the parameters and buffers that there are values for.
+
+    Raises:
+        ValueError: Only a part of a block is kept.
+    """
+    for name, container in _containers(plain).items():
+        for child_name, child in list(container.named_children()):
+            own = {f'{name}.{child_name}.{key}' for key in child.state_dict()}
+            if own and not own & kept:
+                setattr(container, child_name, nn.Identity())
+            elif not own <= kept:
+                raise ValueError(f'no plain network has a part of {name}.{child_name} alone')
 
 
 def _containers(model: nn.Module) -> dict[str, nn.Module]:
@@ -159,6 +193,10 @@ def _is_graph(segment: list[_Block], projection: bool) -> bool:
     return projection and _takes_projection(segment[0])
 
 
+def _has_whole_nodes(segment: list[_Block]) -> bool:
+    return segment[-1].has_identity
+
+
 def _takes_projection(block: _Block) -> bool:
     """Whether it is a residual branch without a shortcut; a mere convolution is not."""
     if block.parts is None or block.parts.shortcut is not None:
@@ -180,6 +218,7 @@ def _build(
     stage: int,
     projection: bool,
     projected_entry: bool,
+    whole: bool,
     wiring,
     connectivity,
     node_ids,
@@ -191,7 +230,7 @@ def _build(
         act = copy.deepcopy(first.parts.act)  # x_0 is not activated, unlike the stage input
     elif first.has_identity:
         entry = nn.Identity()
-    elif first.parts is not None and first.parts.shortcut is not None:
+    elif not whole and first.parts is not None and first.parts.shortcut is not None:
         entry, reads_input = first.own(first.parts.shortcut), True
         norm = first.own(first.parts.norm) if first.parts.norm is not None else None
     elif projection and _takes_projection(first):
@@ -200,6 +239,9 @@ def _build(
         entry, blocks = _from(first.name, first.module), segment[1:]
     nodes = []
     for block in blocks:
+        if whole:
+            nodes.append(_from(block.name, block.module))
+            continue
         branch = _from(block.name, block.parts.branch)
         # what the stage reads is activated already, what its sums yield is not
         nodes.append(branch if act is None else nn.Sequential(act, branch))
@@ -220,6 +262,7 @@ def _build(
             [nodes[i - 1] for i in ids[1:-1]],
             first_reads_input=reads_input and 1 in ids and last > 1,
             node_ids=ids,
+            whole_blocks=whole,
         )
     except (TypeError, ValueError) as error:
         raise type(error)(

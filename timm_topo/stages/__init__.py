@@ -18,8 +18,8 @@ from .executor import (
     use,
 )
 from .graph_stage import GraphStage, node_step
-from .offset import Offset, TakesOffsets, shrink
-from .select import select_edges, until_node
+from .offset import Offset, TakesOffsets, compact
+from .select import select_edges, until_node, without_node
 from .stage import Stage, graph_stages, is_routed
 from .thresholds import InEdges
 
@@ -50,7 +50,8 @@ __all__ = [
     'node_step',
     'register',
     'select_edges',
-    'shrink',
+    'compact',
     'until_node',
     'use',
+    'without_node',
 ]

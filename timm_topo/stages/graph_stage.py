@@ -41,6 +41,8 @@ class GraphStage(TakesOffsets, Stage):
             overwrite.
         first_reads_input: Whether node 1 reads the stage input instead of x_0.
         node_ids: Ids the N nodes had before pruning; by default ``0 .. N - 1``.
+        whole_blocks: Whether nodes have shortcuts of their own: where one is taken out, what it
+            read goes on in its place.
 
     Attributes:
         map_index: For each node, the places of what it reads among the maps.
@@ -58,11 +60,12 @@ class GraphStage(TakesOffsets, Stage):
         nodes: Sequence[nn.Module],
         first_reads_input: bool = False,
         node_ids: Sequence[int] | None = None,
+        whole_blocks: bool = False,
     ):
         if first_reads_input and not nodes:
             raise ValueError(f'{wiring} has no computing node that could read the stage input')
         super().__init__(wiring, connectivity, entry, nodes, len(nodes), node_ids)
-        self.first_reads_input = first_reads_input
+        self.first_reads_input, self.whole_blocks = first_reads_input, whole_blocks
         if self.entry_is_unread and not connectivity.needs_context:
             self.entry = nn.Identity()
         self.map_index = tuple(wiring.preds(node) for node in range(wiring.num_nodes))
@@ -124,4 +127,5 @@ class GraphStage(TakesOffsets, Stage):
             [self.nodes[node - 1] for node in kept[1:-1]],
             first_reads_input=self.first_reads_input and kept[1] == 1,
             node_ids=[self.node_ids[node] for node in kept],
+            whole_blocks=self.whole_blocks,
         )

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-__all__ = ['Offset', 'TakesOffsets', 'merge', 'shrink']
+__all__ = ['Offset', 'TakesOffsets', 'merge', 'compact']
 
 
 class Offset(nn.Module):
@@ -14,7 +14,7 @@ class Offset(nn.Module):
     of a constant, zeros beyond the border.
 
     Args:
-        value: ``(C, h, w)``, as from :func:`shrink`. A buffer: training leaves it as it is.
+        value: ``(C, h, w)``, as from :func:`compact`. A buffer: training leaves it as it is.
     """
 
     value: Tensor
@@ -80,14 +80,14 @@ def merge(one: Tensor, other: Tensor) -> Tensor:
     return Offset(other)(Offset(one)(zeros))[0]
 
 
-def shrink(constant: Tensor) -> Tensor:
+def compact(constant: Tensor) -> Tensor:
     """The smallest ``(C, h, w)`` that stands for a map ``(C, H, W)`` (see :class:`Offset`).
 
     Differences of the size of rounding do not count.
 
     >>> border = torch.ones(1, 7, 7)
     >>> border[:, 1:-1, 1:-1] = 2
-    >>> shrink(border)
+    >>> compact(border)
     tensor([[[1., 1., 1.],
              [1., 2., 1.],
              [1., 1., 1.]]])
