@@ -18,7 +18,7 @@ from timm_topo.analysis.export import export_graphml, export_onnx
 from timm_topo.analysis.outputs import named_outputs
 from timm_topo.analysis.prune import edge_weights, freeze_edge_weights, prune
 from timm_topo.executors import adjacency
-from timm_topo.stages import Offset, graph_stages, compact
+from timm_topo.stages import Offset, compact, graph_stages
 
 SIZE = (3, 16, 16)
 

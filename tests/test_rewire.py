@@ -271,7 +271,10 @@ def test_stages_of_one_block_have_no_activation_between():
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        (dict(connectivity='tanh'), r'blocks\.1 has edge weights other than those of shortcuts, such as 0\.5'),
+        (
+            dict(connectivity='tanh'),
+            r'blocks\.1 has edge weights other than those of shortcuts, such as 0\.5',
+        ),
         (
             dict(wiring='sequential'),
             r'blocks\.1 has a wiring other than the complete one',

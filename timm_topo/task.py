@@ -4,7 +4,7 @@ import logging
 from contextlib import nullcontext
 from typing import Any
 
-from timm.task import ClassificationTask
+from timm.task import ClassificationTask, LogitDistillationTask
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
@@ -13,25 +13,17 @@ from .executors import record_adjacency
 from .sparsity import check_sparsity, sparsity_loss
 from .stages import is_routed
 
-__all__ = ['TopoTask']
+__all__ = ['TopoDistillationTask', 'TopoTask']
 
 _logger = logging.getLogger(__name__)
 
 
-class TopoTask(ClassificationTask):
-    """loss = task loss + lambda * sum_e w_e |a_e|.
+class _SparsityTerm:
+    """Mixin of a task of timm: loss = its loss + lambda * sum_e w_e |a_e|.
 
     The term is part of the loss, so AMP scales it, accumulation divides it and DDP averages it
     like the rest. Kind and lambda are the model's ``sparsity`` and ``sparsity_weight``; a model
     without them trains as in timm. Where a_e depends on the image, its mean over the batch counts.
-
-    Args:
-        model: The model to train.
-        *args: For ``timm.task.ClassificationTask``.
-        **kwargs: For ``timm.task.ClassificationTask``.
-
-    Raises:
-        ValueError: The model's sparsity is unknown.
     """
 
     def __init__(self, model: nn.Module, *args, **kwargs):
@@ -40,7 +32,9 @@ class TopoTask(ClassificationTask):
         self.sparsity_weight = float(getattr(model, 'sparsity_weight', 0.0))
         self.routed = self.sparsity != 'none' and is_routed(model)
         if self.verbose:
-            _logger.info(f'TopoTask: sparsity={self.sparsity}, weight={self.sparsity_weight:g}')
+            _logger.info(
+                f'{type(self).__name__}: sparsity={self.sparsity}, weight={self.sparsity_weight:g}'
+            )
 
     def prepare_distributed(self, device_ids=None, **ddp_kwargs) -> 'TopoTask':
         """As in timm, and on CPU too, where DDP takes no device ids."""
@@ -67,7 +61,7 @@ class TopoTask(ClassificationTask):
 
         Returns:
             ``loss`` with the term; ``output``, the logits ``(B, num_classes)``; and, detached,
-            ``task_loss`` without it and ``sparsity``, the sum before lambda.
+            ``task_loss``, the loss without it, and ``sparsity``, the sum before lambda.
         """
         with record_adjacency(self.trainable_module) if self.routed else nullcontext() as adjacency:
             result = super().forward(input, target)
@@ -79,3 +73,29 @@ class TopoTask(ClassificationTask):
         result['sparsity'] = penalty.detach()
         result['loss'] = result['loss'] + self.sparsity_weight * penalty
         return result
+
+
+class TopoTask(_SparsityTerm, ClassificationTask):
+    """``timm.task.ClassificationTask`` with the sparsity term.
+
+    Args:
+        model: The model to train.
+        *args: For ``timm.task.ClassificationTask``.
+        **kwargs: For ``timm.task.ClassificationTask``.
+
+    Raises:
+        ValueError: The model's sparsity is unknown.
+    """
+
+
+class TopoDistillationTask(_SparsityTerm, LogitDistillationTask):
+    """``timm.task.LogitDistillationTask`` with the sparsity term.
+
+    Args:
+        model: The model to train.
+        *args: For ``timm.task.LogitDistillationTask``, the teacher first.
+        **kwargs: For ``timm.task.LogitDistillationTask``.
+
+    Raises:
+        ValueError: The model's sparsity is unknown.
+    """

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..connectivity.fixed import FixedConnectivity
 from ..connectivity.masked import MaskedEdges
 from ..executors import adjacency, evaluation_mode, record_runs
-from ..stages import Stage, TakesOffsets, graph_stages, is_routed, select_edges, compact
+from ..stages import Stage, TakesOffsets, compact, graph_stages, is_routed, select_edges
 from ..wiring import Wiring
 from .cost import input_size_of
 from .outputs import named_outputs

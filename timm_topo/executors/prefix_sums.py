@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..stages import Executor, GraphStage, Offset, Stage, register
 from ..watched import watched_any
 
-__all__ = ['PrefixSums', 'Sum', 'plan']
+__all__ = ['PrefixSums', 'Sum', 'keeps_input', 'plan']
 
 
 class Sum(NamedTuple):
@@ -51,7 +51,7 @@ class PrefixSums(Executor):
     def run(self, stage: GraphStage, x: Tensor) -> Tensor:
         weights = tuple(stage.connectivity.pass_weights().tolist())
         nodes, offsets = list(stage.nodes), [*stage.offsets, stage.output_offset]
-        keep = tuple(map(_keeps_input, nodes))
+        keep = tuple(map(keeps_input, nodes))
         how = plan(stage.map_index, weights, keep, stage.first_reads_input)
         maps, totals = stage.spread(0, stage.entry(x)), []
         for node, (base, rest) in enumerate(how, start=1):
@@ -80,7 +80,7 @@ def _add(
     return total.clone() if owned and not mine else total
 
 
-def _keeps_input(node: nn.Module) -> bool:
+def keeps_input(node: nn.Module) -> bool:
     """Whether a node certainly leaves the map it reads as it is."""
     while isinstance(node, nn.Sequential) and len(node):
         node = node[0]

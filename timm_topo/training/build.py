@@ -26,7 +26,7 @@ from ..data import Portion, class_names, load_dataset, summary
 from ..generators import with_seed
 from ..images import image_mode
 from ..models import rewire
-from ..task import TopoTask
+from ..task import TopoDistillationTask, TopoTask
 from .log import RunLog, stages_of
 from .options import TrainingOptions
 from .weights import load_weights, pretrained_weights
@@ -117,12 +117,8 @@ def build(args: TrainingOptions, device: torch.device):
     mixed = args.mixup > 0 or args.cutmix > 0
     if mixed and args.batch_size % 2:
         raise ValueError(f'mixup and cutmix need an even --batch-size, got {args.batch_size}')
-    task = TopoTask(
-        model,
-        criterion_kwargs=dict(soft_targets=True) if mixed else dict(smoothing=args.smoothing),
-        device=device,
-        verbose=False,
-    )
+    loss = dict(soft_targets=True) if mixed else dict(smoothing=args.smoothing)
+    task = _task(args, model, data_config, criterion_kwargs=loss, device=device, verbose=False)
     optimizer = build_optimizer(args, model)
     amp_dtype = getattr(torch, args.amp_dtype)
     if args.amp and amp_dtype == torch.float16 and device.type == 'cpu':
@@ -142,6 +138,46 @@ def build(args: TrainingOptions, device: torch.device):
         told=told,
     )
     return run, data_config, classes
+
+
+def _task(args: TrainingOptions, model: nn.Module, data_config: dict, **options):
+    """timm's task with the sparsity term, by distillation where a teacher is given."""
+    weights = dict(
+        distill_loss_weight=args.distill_loss_weight, task_loss_weight=args.task_loss_weight
+    )
+    if args.kd_model_name is None:
+        if given := [name for name, value in weights.items() if value is not None]:
+            raise ValueError(f'--{given[0].replace("_", "-")} needs --kd-model-name')
+        return TopoTask(model, **options)
+    teacher = _teacher(args.kd_model_name, model)
+    cfg = model.pretrained_cfg
+    try:  # timm converts between the preprocessing of both
+        model.pretrained_cfg = {**cfg, **{name: data_config[name] for name in ('mean', 'std')}}
+        return TopoDistillationTask(
+            model, teacher, temperature=args.kd_temperature, **weights, **options
+        )
+    finally:
+        model.pretrained_cfg = cfg
+
+
+def _teacher(name: str, model: nn.Module) -> nn.Module:
+    """The network to learn from.
+
+    Raises:
+        ValueError: There is none of that name, or it has other classes or image channels.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        teacher = load(folder if (folder / 'config.json').exists() else folder / 'model')
+    elif timm.is_model(name.split('.')[0]):
+        teacher = timm.create_model(name, pretrained=True)
+    else:
+        raise ValueError(f'--kd-model-name {name} is no folder of a network, and no name of timm')
+    for what in ('num_classes', 'in_chans'):
+        has, needs = (getattr(one, what, None) for one in (teacher, model))
+        if None not in (has, needs) and has != needs:
+            raise ValueError(f'--kd-model-name {name} has {what}={has}, this network {needs}')
+    return teacher.requires_grad_(False)
 
 
 def build_optimizer(args: TrainingOptions, model: nn.Module) -> torch.optim.Optimizer:

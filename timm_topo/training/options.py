@@ -41,6 +41,7 @@ def _option(group: str, default: Any, text: str = '', *flags: str, **how) -> Any
 
 _data = partial(_option, 'data')
 _model = partial(_option, 'model')
+_distillation = partial(_option, 'distillation')
 _optimizer = partial(_option, 'optimizer')
 _schedule = partial(_option, 'schedule')
 _augmentation = partial(_option, 'augmentation and regularisation')
@@ -114,6 +115,14 @@ class TrainingOptions:
     fit_parameters: PositiveInt | None = _model(
         None, 'with --from-saved and weights reset: as many channels as come nearest to N '
         'parameters, in the saved wiring (networks with an option channels: dagnet)', metavar='N')
+
+    kd_model_name: str | None = _distillation(
+        None, 'learn from the logits of this network too: a saved one, the folder of a run, or a '
+        'name of timm, with its weights', metavar='NETWORK')
+    kd_temperature: float = _distillation(1.0)
+    distill_loss_weight: float | None = _distillation(
+        None, 'default: 1, or 1 less --task-loss-weight')
+    task_loss_weight: float | None = _distillation(None, 'of the labels (default: 1)')
 
     batch_size: PositiveInt = _optimizer(128, 'per process', '-b', metavar='N')
     validation_batch_size: PositiveInt | None = _optimizer(None, '', '-vb', metavar='N')
