@@ -4,7 +4,9 @@ Importing this package registers its models: ``timm.create_model('toponet_adapti
 """
 
 from . import executors, models  # register themselves
+from .analysis.shrink import shrink
 from .checkpoint import load, save
+from .deploy import deploy
 from .executors import adjacency
 from .models import rewire, unwire
 from .stages import explain
@@ -15,11 +17,13 @@ __all__ = [
     'Wiring',
     '__version__',
     'adjacency',
+    'deploy',
     'executors',
     'explain',
     'load',
     'models',
     'rewire',
     'save',
+    'shrink',
     'unwire',
 ]

@@ -7,8 +7,9 @@ with it. Depth compression of this kind: DepthShrinker (arXiv:2206.00843), Layer
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +75,7 @@ class Search:
         repeats: Rounds of every measurement of time.
         ranking: What a node is worth, see :data:`timm_topo.analysis.rankings.RANKINGS`.
         seed: Of random rankings.
-        known: Loss and accuracy that are known already, by the nodes removed; filled.
+        known: What was evaluated and measured already, by kind and nodes removed; filled.
 
     Raises:
         ValueError: Unknown unit or ranking, no removable node, or labels that do not fit.
@@ -90,7 +91,7 @@ class Search:
         repeats: int = 20,
         ranking: str = 'loss',
         seed: int = 0,
-        known=None,
+        known: MutableMapping[str, Any] | None = None,
     ):
         if len(images) != len(labels) or not len(images):
             raise ValueError(f'{len(images)} images and {len(labels)} labels to calibrate on')
@@ -126,20 +127,40 @@ class Search:
                 found.append(node)
         return found
 
-    @torch.inference_mode()
-    def _scores(self, removed: tuple[Node, ...]) -> tuple[float, float]:
-        """Loss and top-1 of the network without these nodes, in any order."""
-        key = ' '.join(sorted(map(str, removed)))
+    def _once(self, kind: str, removed: Sequence[Node], measure: Callable[[], Any]) -> Any:
+        """What ``measure`` gives for the network without these nodes, or gave before."""
+        key = ' '.join([kind, *sorted(map(str, removed))])
         if key not in self.known:
-            loss, right = 0.0, 0
-            with replaced_stages(self.model, smaller_stages(self.model, removed)):
-                for batch, target in zip(self.images.split(_BATCH), self.labels.split(_BATCH)):
-                    output = self.model(batch)
-                    loss += cross_entropy(output, target, reduction='sum').item()
-                    right += (output.argmax(1) == target).sum().item()
-            count = len(self.labels)
-            self.known[key] = (loss / count, 100 * right / count)
+            self.known[key] = measure()
         return self.known[key]
+
+    def _scores(self, removed: tuple[Node, ...]) -> list[float]:
+        """Loss and top-1 of the network without these nodes."""
+        return self._once('scores', removed, lambda: self._evaluate(removed))
+
+    @torch.inference_mode()
+    def _evaluate(self, removed: tuple[Node, ...]) -> list[float]:
+        loss, right = 0.0, 0
+        with replaced_stages(self.model, smaller_stages(self.model, removed)):
+            for batch, target in zip(self.images.split(_BATCH), self.labels.split(_BATCH)):
+                output = self.model(batch)
+                loss += cross_entropy(output, target, reduction='sum').item()
+                right += (output.argmax(1) == target).sum().item()
+        return [loss / len(self.labels), 100 * right / len(self.labels)]
+
+    def _cost(self, removed: tuple[Node, ...]) -> float:
+        """Cost of the network without these nodes."""
+        return self._once('cost', removed, lambda: self.costs.total(self.without(removed)))
+
+    def _node_costs(self, removed: tuple[Node, ...]) -> dict[Node, float]:
+        """What each node costs of the network without ``removed``."""
+
+        def measure() -> dict[str, float]:
+            costs = self.costs.nodes(self.without(removed))
+            return {str(node): cost for node, cost in costs.items()}
+
+        costs = self._once('costs', removed, measure)
+        return {node: costs.get(str(node), 0.0) for node in self.candidates(removed)}
 
     def _worth(self, removed: tuple[Node, ...], nodes: list[Node]) -> dict[Node, float]:
         """What each node is worth in the network without ``removed``."""
@@ -156,7 +177,7 @@ class Search:
 
     def _after(self, before: Step, node: Node, cost: float) -> Step:
         removed = (*before.removed, node)
-        measured = self.costs.total(self.without(removed))
+        measured = self._cost(removed)
         return Step(removed, before.measured - cost, measured, *self._scores(removed))
 
     # -- one node after the other -----------------------------------------------------------------
@@ -169,8 +190,8 @@ class Search:
         """
         step = self.start
         while nodes := self.candidates(step.removed):
-            costs = self.costs.nodes(self.without(step.removed))
-            nodes = [node for node in nodes if costs.get(node, 0) > 0]
+            costs = self._node_costs(step.removed)
+            nodes = [node for node in nodes if costs[node] > 0]
             worth = self._worth(step.removed, nodes)
             yield step, worth, costs
             if not nodes:
@@ -257,8 +278,8 @@ class Search:
         """
         _check_budgets(budgets)
         nodes = self.candidates(())
-        costs = self.costs.nodes(self.model)
-        nodes = [node for node in nodes if costs.get(node, 0) > 0]
+        costs = self._node_costs(())
+        nodes = [node for node in nodes if costs[node] > 0]
         worth = self._worth((), nodes)
         found, way = {}, [self.start]
         for budget in budgets:
@@ -271,7 +292,7 @@ class Search:
                     break
                 removed = tuple(nodes[i] for i in chosen)
                 try:
-                    measured = self.costs.total(self.without(removed))
+                    measured = self._cost(removed)
                 except ValueError:  # no path is left
                     break
                 predicted = 1 - sum(costs[node] for node in removed)

@@ -21,6 +21,7 @@ COMMANDS = {
     'evaluate': 'loss and accuracy on a data set',
     'inspect': 'what a network is: stages, edges, weights, costs, accuracy',
     'prune': 'remove weak edges and what dies with them',
+    'shrink': 'make a network faster: whole blocks go until a budget is met',
     'sweep': 'accuracy and size for thresholds on edge weights',
     'damage': 'accuracy over removed nodes and edges',
     'compare': 'several networks side by side, plain ones too',

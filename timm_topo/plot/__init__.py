@@ -8,6 +8,7 @@ tells, a position, line style, hatch or mark tells too.
 from ..extras import needs
 
 with needs('timm-topo[analysis]'):
+    from .cost import accuracy_over_cost
     from .damage import damage_curves, node_damage
     from .degrees import degrees
     from .layers import layered_graph, layered_graphs
@@ -28,6 +29,7 @@ __all__ = [
     'MOST_SERIES',
     'Panel',
     'accuracy_bars',
+    'accuracy_over_cost',
     'adjacency',
     'animate',
     'contact_sheet',
