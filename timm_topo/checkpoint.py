@@ -176,6 +176,8 @@ def _check_whole(model: nn.Module) -> None:
         raise TypeError(
             f'save needs a whole model from timm.create_model, got {type(model).__name__}'
         )
+    if getattr(model, 'deployed', False):
+        raise TypeError('a deployed network cannot be rebuilt: save the one it was made of')
 
 
 def save(

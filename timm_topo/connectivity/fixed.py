@@ -34,7 +34,8 @@ class FixedConnectivity(StaticConnectivity):
         self.register_buffer('alpha', initial)
 
     def with_weights(self, wiring: Wiring, weights: Sequence[float]) -> 'FixedConnectivity':
-        return type(self)(wiring, weights).to(self.alpha)
+        values = torch.as_tensor(weights, dtype=torch.float64)
+        return type(self)(wiring, values.to(self.alpha)).train(self.training)
 
     def reset_parameters(self) -> None:
         """One everywhere: values given at construction are weights, not an initialisation."""

@@ -93,8 +93,9 @@ class LearnedConnectivity(StaticConnectivity):
         if not self.all_learned:
             raise ValueError('edges without a parameter cannot be told their weights')
         made = type(self)(wiring, **self.options).to(self.alpha)
+        alpha = [self.unsquash(float(weight)) for weight in weights]
         with torch.no_grad():
-            made.alpha.copy_(torch.tensor([self.unsquash(float(weight)) for weight in weights]))
+            made.alpha.copy_(torch.tensor(alpha, dtype=torch.float64))
         made.alpha.requires_grad_(self.alpha.requires_grad)
         return made.train(self.training)
 

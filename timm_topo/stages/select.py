@@ -52,6 +52,8 @@ def without_node(stage: Stage, node: int) -> Stage:
     edges = stage.wiring.edges
     if not getattr(stage, 'whole_blocks', False):
         return select_edges(stage, [e for e, edge in enumerate(edges) if node not in edge])
+    if stage.needs_context:
+        raise ValueError('edge weights that depend on the image have no product along the way')
     if isinstance(stage.offset(node), Offset):
         raise ValueError(f'a constant is added to what node {node} reads')
     weights = dict(zip(edges, stage.connectivity.edge_weights().tolist()))
