@@ -1,5 +1,8 @@
 """Write a network as ONNX, checked in onnxruntime, or its graph as GraphML with edge weights.
 
+ONNX is of the deployed network (timm_topo.deploy): static edge weights are numbers, batch norm is
+in the convolutions before it.
+
 With --int8, convolutions and linear layers take eight bits: onnxruntime's static quantization,
 calibrated on training images. Accuracy before and after is measured on the validation split.
 
@@ -12,10 +15,13 @@ examples:
 import argparse
 from pathlib import Path
 
+import torch
 from torch import nn
 
+from ..analysis.cost import input_size_of
 from ..analysis.export import export_graphml, export_onnx
 from ..analysis.int8 import OnnxNetwork, export_int8
+from ..deploy import deploy
 from ..training.evaluate import accuracy, eval_loader, evaluate, image_batches
 from ..training.options import positive
 from .common import add_data, add_network, data_of, images_of, network, training_data
@@ -50,9 +56,11 @@ def run(args: argparse.Namespace) -> dict:
         return {'written': [args.output], 'nodes': len(graph), 'edges': graph.number_of_edges()}
     if args.int8:
         return _int8(args, model)
+    size = args.input_size or input_size_of(model)
+    probe = torch.randn(2, *size, generator=torch.Generator().manual_seed(0))
     return {
         'written': [args.output],
-        'difference': export_onnx(model, args.output, args.input_size),
+        'difference': export_onnx(deploy(model, probe), args.output, args.input_size),
     }
 
 
@@ -61,7 +69,7 @@ def _int8(args: argparse.Namespace, model: nn.Module) -> dict:
         model.pretrained_cfg = {**model.pretrained_cfg, 'input_size': tuple(args.input_size)}
     data = data_of(args, model)
     batches = image_batches(model, training_data(args, model), args.calibration_images, 1)
-    difference = export_int8(model, args.output, batches)
+    difference = export_int8(deploy(model), args.output, batches)
     top1 = None
     if model.num_classes:
         images = eval_loader(model, data)
