@@ -1,0 +1,320 @@
+"""Tables of papers, trained: rows x seeds, each kept, and the paper's numbers beside ours."""
+
+import copy
+import hashlib
+import os
+import shlex
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+
+import timm
+import torch
+import yaml
+
+from ..analysis.cost import count_flops, count_parameters, input_size_of
+from ..analysis.prune import prune
+from ..analysis.tables import mean_and_spread, read_csv
+from ..checkpoint import load
+from ..files import locked, write_text
+from ..training.command import arguments
+from ..training.options import TrainingOptions, parse_args
+from ..version import __version__
+from .cache import FREE, Rows, pending, plain
+from .jobs import run_all
+from .table import COLUMNS, Row, Table
+
+__all__ = ['Reproduction']
+
+#: Options that may differ between machines.
+_FREE = FREE | {'data_dir', 'dataset_download', 'grad_accum_steps'}
+
+
+@dataclass
+class Reproduction:
+    """A table, as it is or smaller, in a folder: ``ROW/seed_N`` is a run.
+
+    A run that is done is not done again, one that was interrupted is gone on with. So is a row of
+    ``table.csv`` kept whose run is gone, as long as the options of the row are the same.
+
+    Attributes:
+        table: What is trained.
+        output: Where to.
+        rows: Some of the table's.
+        seeds: None: the table's.
+        epochs: Likewise. Milestones of a schedule with steps move along.
+        train_images: Likewise.
+        dataset: Reader of the data; likewise.
+        data_dir: Folder of the data.
+        processes: For each training, a divisor of the recipe's: it takes more steps per update
+            instead. None: as in the recipe.
+        changes: Arguments of ``topo train`` for all trainings.
+    """
+
+    table: Table
+    output: Path
+    rows: Sequence[Row]
+    seeds: Sequence[int] | None = None
+    epochs: int | None = None
+    train_images: int | None = None
+    dataset: str | None = None
+    data_dir: str | None = None
+    processes: int | None = None
+    changes: Sequence[str] = ()
+    _failed: dict[Path, str] = field(default_factory=dict, init=False)
+
+    def __post_init__(self):
+        self.seeds = self.table.seeds if self.seeds is None else tuple(self.seeds)
+        for row in self.rows:
+            if self.processes and row.processes % self.processes:
+                raise ValueError(
+                    f'{row.name} takes {row.processes} processes: --processes is a divisor of '
+                    f'that, got {self.processes}'
+                )
+
+    # -- options ----------------------------------------------------------------------------------
+
+    @cached_property
+    def options(self) -> dict[str, TrainingOptions]:
+        """Of the trainings of a row, by its name, whatever the machine."""
+        return {row.name: self._options(row) for row in self.table.rows}
+
+    def _options(self, row: Row) -> TrainingOptions:
+        paper = TrainingOptions(**row.options)
+        argv = [*self.changes, *self._smaller(), '--save', 'last']
+        if self.data_dir is not None:
+            argv += ['--data-dir', self.data_dir]
+        options = parse_args(argv, row.options, 'topo table FILE -o FOLDER --')
+        if options.sched == 'multistep' and options.decay_milestones == paper.decay_milestones:
+            ratio = options.epochs / paper.epochs  # timm decays in the epoch before
+            options.decay_milestones = [
+                1 + round((one - 1) * ratio) for one in paper.decay_milestones
+            ]
+        return options
+
+    def _smaller(self) -> list[str]:
+        """Arguments that ``topo train`` and ``topo table`` have in common."""
+        argv = []
+        for name in ('epochs', 'train_images', 'dataset'):
+            if getattr(self, name) is not None:
+                argv += [f'--{name.replace("_", "-")}', str(getattr(self, name))]
+        return argv
+
+    def training(self, row: Row, seed: int, processes: int | None = None) -> TrainingOptions:
+        """Of one training of a row."""
+        options = copy.deepcopy(self.options[row.name])
+        options.grad_accum_steps *= row.processes // (processes or row.processes)
+        options.output, options.experiment = str(self.output / row.name), f'seed_{seed}'
+        options.seed, options.resume = seed, 'auto'
+        return options
+
+    def digest(self, row: Row) -> str:
+        """Of the options that change what a training of a row gives."""
+        default, options = TrainingOptions(), vars(self.options[row.name])
+        told = {
+            name: plain(value)
+            for name, value in options.items()
+            if value != getattr(default, name) and name not in {*_FREE, 'seed'}
+        }
+        told['processes'] = row.processes
+        return hashlib.sha256(yaml.safe_dump(told).encode()).hexdigest()[:12]
+
+    def changed(self) -> list[str]:
+        """What is not as in the table's file, in words."""
+        sizes, told = {}, {}
+        for row in self.rows:
+            paper, ours = TrainingOptions(**row.options), self.options[row.name]
+            of = paper.train_images or self.table.images
+            if ours.epochs != paper.epochs:
+                sizes[f'{ours.epochs} of {paper.epochs} epochs'] = None
+            if ours.train_images != paper.train_images:
+                sizes[f'{ours.train_images:,} of {f"{of:,}" if of else "all"} images'] = None
+            for one in fields(TrainingOptions):
+                before, now = getattr(paper, one.name), getattr(ours, one.name)
+                if before != now and one.name not in {*_FREE, 'save', 'epochs', 'train_images'}:
+                    told[f'{one.name} {now} instead of {before}'] = None
+        if set(self.seeds) != set(self.table.seeds):
+            sizes[f'seeds {_listed(self.seeds)} instead of {_listed(self.table.seeds)}'] = None
+        return [*sizes, *told]
+
+    def summary(self) -> str:
+        """How this differs from the table's file, in one line."""
+        if changed := self.changed():
+            return f"{', '.join(changed)}: not the paper's run"
+        count = len(self.seeds)
+        return f'As {self.table.path.name} says, {count} seed{"s" if count > 1 else ""}'
+
+    # -- commands ---------------------------------------------------------------------------------
+
+    def commands(self) -> list[str]:
+        """``tools/train.py`` for every row and seed, for a shell."""
+        return [
+            shlex.join([*_launcher(self.processes or row.processes), *self._arguments(row, seed)])
+            for seed in self.seeds
+            for row in self.rows
+        ]
+
+    def _arguments(self, row: Row, seed: int, processes: int | None = None) -> list[str]:
+        recipe = None if row.recipe is None else os.path.relpath(row.recipe)
+        return arguments(self.training(row, seed, processes or self.processes), recipe)
+
+    def command(self) -> str:
+        """``topo table`` with what changes its result."""
+        given = ['topo', 'table', self.table.path.name, '-o', 'FOLDER']
+        if tuple(self.seeds) != self.table.seeds:
+            given += ['--seeds', *self.seeds]
+        given += [*self._smaller(), *(['--data-dir', 'DIR'] if self.data_dir else [])]
+        given += ['--', *self.changes] if self.changes else []
+        return shlex.join(map(str, given))
+
+    # -- running ----------------------------------------------------------------------------------
+
+    def run(self, jobs: int) -> str:
+        """Train what is not done, ``jobs`` at once (0: nothing), and write the table.
+
+        Returns:
+            The table.
+
+        Raises:
+            RuntimeError: A training failed; the others are done and written by then.
+        """
+        print(self.summary(), flush=True)
+        self._failed.clear()
+        with locked(self.output):
+            todo = {self._folder(*one): one for one in self._missing()}
+            if jobs and todo:
+                processes = self.processes or 1
+                start = [sys.executable, '-m', 'timm_topo', 'train']
+                if processes > 1:
+                    start[1:3] = [*_RUN, f'--nproc-per-node={processes}', '-m', 'timm_topo']
+                commands = {
+                    folder: [*start, *self._arguments(*one, processes)]
+                    for folder, one in todo.items()
+                }
+                devices = _devices() if processes == 1 else ()
+                self._failed |= run_all(commands, jobs, lambda at: self._keep(*todo[at]), devices)
+            table = self.markdown()
+            write_text(self.output / 'table.md', table)
+        if self._failed:
+            reasons = '; '.join(f'{path}: {reason}' for path, reason in self._failed.items())
+            print(table, flush=True)
+            of = len(self.rows) * len(self.seeds)
+            raise RuntimeError(f'{len(self._failed)} of {of} trainings failed: {reasons}')
+        return table
+
+    def _missing(self) -> list[tuple[Row, int]]:
+        """Rows and seeds that are still to be trained; what is done is kept."""
+        missing = []
+        for seed in self.seeds:
+            for row in self.rows:
+                folder = self._folder(row, seed)
+                try:
+                    todo = pending(folder, self.training(row, seed, 1), _FREE)
+                except ValueError as error:
+                    self._failed[folder] = str(error)
+                    continue
+                if self._key(row, seed) in self._kept.known:
+                    continue
+                if todo is None:
+                    self._keep(row, seed)
+                else:
+                    missing.append((row, seed))
+        return missing
+
+    def _folder(self, row: Row, seed: int) -> Path:
+        return self.output / row.name / f'seed_{seed}'
+
+    # -- results ----------------------------------------------------------------------------------
+
+    @cached_property
+    def _kept(self) -> Rows:
+        return Rows(self.output / 'table.csv', ('row', 'seed', 'options'))
+
+    def _key(self, row: Row, seed: int) -> tuple:
+        return row.name, seed, self.digest(row)
+
+    def _keep(self, row: Row, seed: int) -> None:
+        """Write down what a training gave."""
+        folder = self._folder(row, seed)
+        model, epochs = load(folder / 'model'), read_csv(folder / 'summary.csv')
+        found = {
+            'top1': float(epochs[-1]['eval_top1']),
+            'top5': float(epochs[-1]['eval_top5']),
+            'parameters': count_parameters(model),
+            'multiply_adds': count_flops(model, input_size_of(model)).conv,
+            'epoch_seconds': statistics.median(float(epoch['train_seconds']) for epoch in epochs),
+        }
+        if 'parameters_left' in self.table.report:
+            found['parameters_left'] = prune(model, 0)[1].parameters[1]
+        made = dict(epochs=len(epochs), torch=torch.__version__, timm=timm.__version__)
+        key = dict(zip(('row', 'seed', 'options'), self._key(row, seed)))
+        self._kept.put({**key, **found, **made, 'timm_topo': __version__})
+        write_text(self.output / 'table.md', self.markdown())
+        print(f'{folder}: top-1 {found["top1"]:.2f}%', flush=True)
+
+    def markdown(self) -> str:
+        """Means and spreads over seeds, what the paper prints, and how this was made."""
+        head, lines = ['row', 'seeds'], []
+        printed = {column for row in self.table.rows for column in row.paper}
+        for column in self.table.report:
+            head += [COLUMNS[column], *(['paper'] if column in printed else [])]
+        for row in self.table.rows:
+            of = [
+                kept
+                for key, kept in self._kept.known.items()
+                if (key[0], key[2]) == (row.name, self.digest(row))
+            ]
+            if not of and row not in self.rows:
+                continue
+            cells = [row.name, str(len(of))]
+            for column in self.table.report:
+                values = [kept[column] for kept in of if column in kept]
+                cells.append(_cell(column, values))
+                cells += [row.paper.get(column, 'not printed')] if column in printed else []
+            lines.append(cells)
+        rows = [head, ['---'] * len(head), *lines]
+        notes = [f'- {row.name}: {row.note}' for row in self.table.rows if row.note]
+        parts = [
+            f'{self.summary()}.',
+            f'# {self.table.title}',
+            f'{self.table.source}. {self.table.note}'.strip(),
+            '\n'.join(f'| {" | ".join(cells)} |' for cells in rows),
+            *(['\n'.join(notes)] if notes else []),
+            f'```bash\n{self.command()}\n```',
+        ]
+        return '\n\n'.join(parts) + '\n'
+
+
+_RUN = ('-m', 'torch.distributed.run')
+
+
+def _launcher(processes: int) -> list[str]:
+    if processes == 1:
+        return ['python', 'tools/train.py']
+    return ['torchrun', f'--nproc-per-node={processes}', 'tools/train.py']
+
+
+def _devices() -> list[str]:
+    """GPUs that this process sees."""
+    visible = os.environ.get('CUDA_VISIBLE_DEVICES')
+    count = torch.cuda.device_count()
+    return visible.split(',')[:count] if visible else list(map(str, range(count)))
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ' '.join(map(str, numbers))
+
+
+def _cell(column: str, values: Sequence[float]) -> str:
+    if not values:
+        return 'not run'
+    if column in ('parameters', 'parameters_left'):
+        same = len(set(values)) == 1
+        return f'{values[0]:,}' if same else f'{min(values):,} to {max(values):,}'
+    if column == 'multiply_adds':
+        values = [value / 1e6 for value in values]
+        return f'{mean_and_spread(values[:1] if len(set(values)) == 1 else values)} M'
+    return mean_and_spread(values, 0 if column == 'epoch_seconds' else 2)
