@@ -194,7 +194,7 @@ def test_a_summary_that_was_cut_short_goes_on(data, straight, trained, tmp_path)
     assert result(run(data, tmp_path, '--resume', 'auto')) == expected
 
 
-@pytest.mark.parametrize('how', ['train', 'study', 'damage', 'process'])
+@pytest.mark.parametrize('how', ['train', 'table', 'damage', 'process'])
 def test_a_folder_that_another_process_is_in_is_refused(data, tool, capsys, tmp_path, how):
     code = (
         'import sys, time\nfrom pathlib import Path\nfrom timm_topo.files import locked\n'
@@ -208,10 +208,9 @@ def test_a_folder_that_another_process_is_in_is_refused(data, tool, capsys, tmp_
     try:
         if how == 'train':
             status, _, err = tool('train', *arguments(data, tmp_path))
-        elif how == 'study':
-            options = ('--model', 'dagnet', '--model-kwargs', 'num_nodes=6', 'channels=2')
-            place = f'one=idx@{data}'
-            status, _, err = tool('study', '-o', tmp_path / 'run', '--data', place, '--', *options)
+        elif how == 'table':
+            table = ROOT / 'configs/tables/janik_nowak_digits.yaml'
+            status, _, err = tool('table', table, '-o', tmp_path / 'run', '--epochs', 1)
         else:
             status = main(line_of(how, data, tmp_path))
             err = capsys.readouterr().err

@@ -29,7 +29,6 @@ COMMANDS = {
     'report': 'one HTML page about a network',
     'export': 'ONNX, in eight bits too, or the graph as GraphML',
     'table': 'a table of a paper, trained: its rows x seeds beside what it prints',
-    'study': 'how networks adapt to data sets, from training to figures',
     'models': 'the networks of this package, and what the papers print',
 }
 _EXAMPLES = """

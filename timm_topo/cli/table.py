@@ -3,7 +3,8 @@
 FILE is one of configs/tables, or one like it. FOLDER/ROW/seed_N is the run of a row; what is done
 is kept, and the same command goes on where it was. FOLDER gets table.csv and table.md. Whatever
 makes the table smaller is told in the first line. Behind -- come options of topo train, for all
-rows.
+rows. A table with a study (Janik & Nowak's) also thresholds its networks, trains what is left
+again, and draws figures.
 
 examples:
   topo table configs/tables/toponet_1.yaml -o output/toponet_1 --data-dir DIR --print
@@ -20,6 +21,8 @@ TRAINS = True
 RESUMES = '; the same command goes on where it was'
 _OURS = ('output', 'experiment', 'resume', 'seed', 'save', 'config', 'grad_accum_steps')
 _BEFORE = ('epochs', 'train_images', 'dataset', 'data_dir')
+
+_OF_STUDY = ('from_saved', 'from_saved_weights', 'fit_parameters', 'snapshot')
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -65,6 +68,8 @@ def run(args: argparse.Namespace) -> dict:
     table = read_table(args.file)
     rows = table.choose(args.rows)
     given = _names(args.training or ())
+    if table.study is not None and (chosen := [name for name in _OF_STUDY if name in given]):
+        raise ValueError(f'a study chooses {", ".join(chosen)} itself')
     for row in table.rows:
         if chosen := sorted(row.own & given):
             raise ValueError(f'row {row.name} of {table.path} chooses {", ".join(chosen)} itself')
@@ -83,7 +88,13 @@ def run(args: argparse.Namespace) -> dict:
     if args.show:
         return {'summary': asked.summary(), 'commands': asked.commands()}
     jobs = _free() if args.jobs is None else args.jobs
-    return {'summary': asked.summary(), 'table': asked.run(jobs), 'output': args.output}
+    if table.study is None:
+        done = asked.run(jobs)
+    else:
+        from ..experiments.study import Study
+
+        done = Study(asked, **table.study).run(jobs)
+    return {'summary': asked.summary(), 'table': done, 'output': args.output}
 
 
 def text(result: dict) -> str:

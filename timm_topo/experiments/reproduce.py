@@ -6,7 +6,8 @@ import os
 import shlex
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -15,9 +16,9 @@ import timm
 import torch
 import yaml
 
-from ..analysis.cost import count_flops, count_parameters, input_size_of
+from ..analysis.cost import count_flops, count_parameters, fvcore_nn, input_size_of
 from ..analysis.prune import prune
-from ..analysis.tables import mean_and_spread, read_csv
+from ..analysis.tables import markdown_table, mean_and_spread, read_csv
 from ..checkpoint import load
 from ..files import locked, write_text
 from ..training.command import arguments
@@ -27,10 +28,10 @@ from .cache import FREE, Rows, pending, plain
 from .jobs import run_all
 from .table import COLUMNS, Row, Table
 
-__all__ = ['Reproduction']
+__all__ = ['FREE_HERE', 'Reproduction']
 
 #: Options that may differ between machines.
-_FREE = FREE | {'data_dir', 'dataset_download', 'grad_accum_steps'}
+FREE_HERE = FREE | {'data_dir', 'dataset_download', 'grad_accum_steps'}
 
 
 @dataclass
@@ -48,10 +49,11 @@ class Reproduction:
         epochs: Likewise. Milestones of a schedule with steps move along.
         train_images: Likewise.
         dataset: Reader of the data; likewise.
-        data_dir: Folder of the data.
+        data_dir: Folder of the data, or of the folders that the rows name.
         processes: For each training, a divisor of the recipe's: it takes more steps per update
             instead. None: as in the recipe.
         changes: Arguments of ``topo train`` for all trainings.
+        failed: What went wrong, by folder of a run.
     """
 
     table: Table
@@ -64,7 +66,7 @@ class Reproduction:
     data_dir: str | None = None
     processes: int | None = None
     changes: Sequence[str] = ()
-    _failed: dict[Path, str] = field(default_factory=dict, init=False)
+    failed: dict[Path, str] = field(default_factory=dict, init=False)
 
     def __post_init__(self):
         self.seeds = self.table.seeds if self.seeds is None else tuple(self.seeds)
@@ -86,7 +88,7 @@ class Reproduction:
         paper = TrainingOptions(**row.options)
         argv = [*self.changes, *self._smaller(), '--save', 'last']
         if self.data_dir is not None:
-            argv += ['--data-dir', self.data_dir]
+            argv += ['--data-dir', os.path.join(self.data_dir, paper.data_dir or '')]
         options = parse_args(argv, row.options, 'topo table FILE -o FOLDER --')
         if options.sched == 'multistep' and options.decay_milestones == paper.decay_milestones:
             ratio = options.epochs / paper.epochs  # timm decays in the epoch before
@@ -104,9 +106,9 @@ class Reproduction:
         return argv
 
     def training(self, row: Row, seed: int, processes: int | None = None) -> TrainingOptions:
-        """Of one training of a row."""
+        """Of one training of a row; by default as it is started here."""
         options = copy.deepcopy(self.options[row.name])
-        options.grad_accum_steps *= row.processes // (processes or row.processes)
+        options.grad_accum_steps *= row.processes // (processes or self._here)
         options.output, options.experiment = str(self.output / row.name), f'seed_{seed}'
         options.seed, options.resume = seed, 'auto'
         return options
@@ -117,9 +119,9 @@ class Reproduction:
         told = {
             name: plain(value)
             for name, value in options.items()
-            if value != getattr(default, name) and name not in {*_FREE, 'seed'}
+            if value != getattr(default, name) and name not in {*FREE_HERE, 'seed'}
         }
-        told['processes'] = row.processes
+        told |= {'processes': row.processes, 'data_dir': row.options.get('data_dir')}
         return hashlib.sha256(yaml.safe_dump(told).encode()).hexdigest()[:12]
 
     def changed(self) -> list[str]:
@@ -134,7 +136,7 @@ class Reproduction:
                 sizes[f'{ours.train_images:,} of {f"{of:,}" if of else "all"} images'] = None
             for one in fields(TrainingOptions):
                 before, now = getattr(paper, one.name), getattr(ours, one.name)
-                if before != now and one.name not in {*_FREE, 'save', 'epochs', 'train_images'}:
+                if before != now and one.name not in {*FREE_HERE, 'save', 'epochs', 'train_images'}:
                     told[f'{one.name} {now} instead of {before}'] = None
         if set(self.seeds) != set(self.table.seeds):
             sizes[f'seeds {_listed(self.seeds)} instead of {_listed(self.table.seeds)}'] = None
@@ -151,15 +153,17 @@ class Reproduction:
 
     def commands(self) -> list[str]:
         """``tools/train.py`` for every row and seed, for a shell."""
-        return [
-            shlex.join([*_launcher(self.processes or row.processes), *self._arguments(row, seed)])
-            for seed in self.seeds
-            for row in self.rows
-        ]
+        commands = []
+        for seed in self.seeds:
+            for row in self.rows:
+                processes = self.processes or row.processes
+                options = self.training(row, seed, processes)
+                commands.append([*_launcher(processes), *self.arguments(row, options)])
+        return [shlex.join(command) for command in commands]
 
-    def _arguments(self, row: Row, seed: int, processes: int | None = None) -> list[str]:
-        recipe = None if row.recipe is None else os.path.relpath(row.recipe)
-        return arguments(self.training(row, seed, processes or self.processes), recipe)
+    def arguments(self, row: Row, options: TrainingOptions) -> list[str]:
+        """Of ``topo train``, for a training of a row."""
+        return arguments(options, None if row.recipe is None else os.path.relpath(row.recipe))
 
     def command(self) -> str:
         """``topo table`` with what changes its result."""
@@ -181,40 +185,71 @@ class Reproduction:
         Raises:
             RuntimeError: A training failed; the others are done and written by then.
         """
+        with self.started():
+            self.train(jobs)
+            return self.finish(self.markdown())
+
+    @contextmanager
+    def started(self) -> Iterator[None]:
+        """The folder is ours; what this is about is told."""
+        fvcore_nn()  # whatever is missing is missed now
         print(self.summary(), flush=True)
-        self._failed.clear()
+        self.failed.clear()
         with locked(self.output):
-            todo = {self._folder(*one): one for one in self._missing()}
-            if jobs and todo:
-                processes = self.processes or 1
-                start = [sys.executable, '-m', 'timm_topo', 'train']
-                if processes > 1:
-                    start[1:3] = [*_RUN, f'--nproc-per-node={processes}', '-m', 'timm_topo']
-                commands = {
-                    folder: [*start, *self._arguments(*one, processes)]
-                    for folder, one in todo.items()
-                }
-                devices = _devices() if processes == 1 else ()
-                self._failed |= run_all(commands, jobs, lambda at: self._keep(*todo[at]), devices)
-            table = self.markdown()
-            write_text(self.output / 'table.md', table)
-        if self._failed:
-            reasons = '; '.join(f'{path}: {reason}' for path, reason in self._failed.items())
+            yield
+
+    def train(self, jobs: int) -> None:
+        """Train what is not done, and keep what it gave."""
+        missing = {self.folder(*one): one for one in self._missing()}
+        todo = {at: (row, self.training(row, seed)) for at, (row, seed) in missing.items()}
+        self.launch(todo, jobs, lambda at: self._keep(*missing[at]))
+
+    def launch(
+        self,
+        todo: Mapping[Path, tuple[Row, TrainingOptions]],
+        jobs: int,
+        done: Callable[[Path], None] = lambda at: None,
+    ) -> None:
+        """Start trainings, by folder, with the options of each; ``jobs`` at once, or none."""
+        if not (jobs and todo):
+            return
+        start = [sys.executable, '-m']
+        if self._here > 1:
+            start += ['torch.distributed.run', f'--nproc-per-node={self._here}', '-m']
+        commands = {
+            at: [*start, 'timm_topo', 'train', *self.arguments(row, options)]
+            for at, (row, options) in todo.items()
+        }
+        self.failed |= run_all(commands, jobs, done, _devices() if self._here == 1 else ())
+
+    def finish(self, table: str) -> str:
+        """Write the table and return it, if nothing failed.
+
+        Raises:
+            RuntimeError: A training failed.
+        """
+        write_text(self.output / 'table.md', table)
+        if self.failed:
             print(table, flush=True)
-            of = len(self.rows) * len(self.seeds)
-            raise RuntimeError(f'{len(self._failed)} of {of} trainings failed: {reasons}')
+            reasons = '; '.join(f'{at}: {reason}' for at, reason in self.failed.items())
+            raise RuntimeError(f'{len(self.failed)} trainings failed: {reasons}')
         return table
+
+    @property
+    def _here(self) -> int:
+        """Processes of a training that is started here."""
+        return self.processes or 1
 
     def _missing(self) -> list[tuple[Row, int]]:
         """Rows and seeds that are still to be trained; what is done is kept."""
         missing = []
         for seed in self.seeds:
             for row in self.rows:
-                folder = self._folder(row, seed)
+                folder = self.folder(row, seed)
                 try:
-                    todo = pending(folder, self.training(row, seed, 1), _FREE)
+                    todo = pending(folder, self.training(row, seed), FREE_HERE)
                 except ValueError as error:
-                    self._failed[folder] = str(error)
+                    self.failed[folder] = str(error)
                     continue
                 if self._key(row, seed) in self._kept.known:
                     continue
@@ -224,7 +259,8 @@ class Reproduction:
                     missing.append((row, seed))
         return missing
 
-    def _folder(self, row: Row, seed: int) -> Path:
+    def folder(self, row: Row, seed: int) -> Path:
+        """Of the run of a row."""
         return self.output / row.name / f'seed_{seed}'
 
     # -- results ----------------------------------------------------------------------------------
@@ -238,7 +274,7 @@ class Reproduction:
 
     def _keep(self, row: Row, seed: int) -> None:
         """Write down what a training gave."""
-        folder = self._folder(row, seed)
+        folder = self.folder(row, seed)
         model, epochs = load(folder / 'model'), read_csv(folder / 'summary.csv')
         found = {
             'top1': float(epochs[-1]['eval_top1']),
@@ -275,20 +311,16 @@ class Reproduction:
                 cells.append(_cell(column, values))
                 cells += [row.paper.get(column, 'not printed')] if column in printed else []
             lines.append(cells)
-        rows = [head, ['---'] * len(head), *lines]
         notes = [f'- {row.name}: {row.note}' for row in self.table.rows if row.note]
         parts = [
             f'{self.summary()}.',
             f'# {self.table.title}',
             f'{self.table.source}. {self.table.note}'.strip(),
-            '\n'.join(f'| {" | ".join(cells)} |' for cells in rows),
+            markdown_table(head, lines),
             *(['\n'.join(notes)] if notes else []),
             f'```bash\n{self.command()}\n```',
         ]
         return '\n\n'.join(parts) + '\n'
-
-
-_RUN = ('-m', 'torch.distributed.run')
 
 
 def _launcher(processes: int) -> list[str]:

@@ -2,16 +2,17 @@
 
 import fnmatch
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
 
+from ..analysis.metrics import CHARACTERISTICS
 from ..schema import check_plain, read_bounded
 from ..training.options import check_options, read_options
 
-__all__ = ['CHOSEN', 'COLUMNS', 'Row', 'Table', 'read_table']
+__all__ = ['CHOSEN', 'COLUMNS', 'KINDS', 'Row', 'Table', 'read_table']
 
 #: Columns that a table may report, and their heads.
 COLUMNS = {
@@ -22,19 +23,22 @@ COLUMNS = {
     'multiply_adds': 'multiply-adds',
     'epoch_seconds': 's per epoch',
 }
+#: What a study makes of every row: what a threshold leaves of the network, and that trained from
+#: scratch with as many channels and with as many parameters as before.
+KINDS = ('thresholded', 'rerun', 'fitted')
 #: Options of training that the runner chooses.
-CHOSEN = frozenset((
-    'output', 'experiment', 'resume', 'seed', 'save', 'epochs', 'train_images', 'data_dir',
-    'grad_accum_steps',
-))  # fmt: skip
+CHOSEN = frozenset(('output', 'experiment', 'resume', 'seed', 'save'))
 _MOST_BYTES = 2**18
 _REPORT = ('top1', 'parameters', 'multiply_adds', 'epoch_seconds')
+_LEVELS = [f'{name}_{level}' for name in ('sparsity', 'nodes') for level in range(3)]
+_MEASURED = (*COLUMNS, 'edges', 'sparsity', 'nodes', *_LEVELS, *CHARACTERISTICS)
 _NAME = re.compile(r'(?!\.)[\w.+-]+')
 _OF_TABLE = {
     'title', 'source', 'note', 'images', 'recipe', 'options', 'processes', 'seeds', 'report',
-    'rows',
+    'rows', 'study',
 }  # fmt: skip
-_OF_ROW = {'name', 'recipe', 'options', 'processes', 'paper', 'note'}
+_OF_ROW = {'name', 'recipe', 'options', 'processes', 'paper', 'note', *KINDS}
+_OF_STUDY = {'threshold', 'thresholds', 'fold'}
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class Row:
         processes: How many share a batch in the recipe.
         paper: What the paper prints, by column, as printed.
         note: What there is to say about it.
+        kinds: What the paper prints of :data:`KINDS`, where it is studied.
     """
 
     name: str
@@ -58,6 +63,7 @@ class Row:
     processes: int
     paper: dict[str, str]
     note: str = ''
+    kinds: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,7 @@ class Table:
         seeds: A training of each row for each.
         report: Columns, names of :data:`COLUMNS`.
         rows: In their order.
+        study: Options of :class:`timm_topo.experiments.study.Study`; None: rows are trained alone.
     """
 
     path: Path
@@ -83,6 +90,7 @@ class Table:
     seeds: tuple[int, ...]
     report: tuple[str, ...]
     rows: tuple[Row, ...] = field(repr=False)
+    study: dict | None = None
 
     def choose(self, patterns: Sequence[str] | None) -> list[Row]:
         """Rows by name, wildcards allowed; None: all.
@@ -122,6 +130,8 @@ def read_table(path: str | Path) -> Table:
         raise ValueError(f'{path}: images is a whole number from 1 on, got {images!r}')
     if not _is_list(told['rows'], dict):
         raise ValueError(f'{path}: rows is a list of mappings, got {told["rows"]!r}')
+    if (study := told.get('study')) is not None:
+        _check_keys(study, f'{path}, study', _OF_STUDY, set())
     rows = [_row(path, told, row) for row in told['rows']]
     names = [row.name for row in rows]
     if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
@@ -135,6 +145,7 @@ def read_table(path: str | Path) -> Table:
         seeds=tuple(seeds),
         report=tuple(report),
         rows=tuple(rows),
+        study=None if study is None else dict(study),
     )
 
 
@@ -153,24 +164,31 @@ def _row(path: Path, table: Mapping, told: Mapping) -> Row:
         if not isinstance(given, Mapping):
             raise ValueError(f'{source}: options is a mapping, got {given!r}')
         given = check_options(given, source)
-        if chosen := sorted(CHOSEN & given.keys() - {'epochs', 'train_images'}):
+        if chosen := sorted(CHOSEN & given.keys()):
             raise ValueError(f'{source}: the runner chooses {", ".join(chosen)} itself')
         options.update(given)
     processes = told.get('processes', table.get('processes', 1))
     if not _is_count(processes):
         raise ValueError(f'{where}: processes is a whole number from 1 on, got {processes!r}')
-    paper = told.get('paper', {})
-    if not isinstance(paper, Mapping) or paper.keys() - COLUMNS.keys():
-        raise ValueError(f'{where}: paper is a mapping of {", ".join(COLUMNS)}, got {paper!r}')
+    if table.get('study') is None and (of := sorted(told.keys() & set(KINDS))):
+        raise ValueError(f'{where}: {", ".join(of)} belongs to a table with a study')
+    kinds = {kind: _printed(where, kind, told[kind], _MEASURED) for kind in KINDS if kind in told}
     return Row(
         name=name,
         recipe=recipe,
         options=options,
         own=frozenset(check_options(told.get('options', {}), where)),
         processes=processes,
-        paper={column: str(value) for column, value in paper.items()},
+        paper=_printed(where, 'paper', told.get('paper', {}), COLUMNS),
         note=str(told.get('note', '')),
+        kinds=kinds,
     )
+
+
+def _printed(where: str, name: str, told: object, known: Collection[str]) -> dict[str, str]:
+    if not isinstance(told, Mapping) or told.keys() - set(known):
+        raise ValueError(f'{where}: {name} is a mapping of {", ".join(known)}, got {told!r}')
+    return {column: str(value) for column, value in told.items()}
 
 
 def _check_keys(told: object, where: object, known: set[str], needed: set[str]) -> None:
