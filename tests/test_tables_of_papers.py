@@ -25,7 +25,9 @@ from timm_topo.training.command import arguments
 from timm_topo.training.options import TrainingOptions, parse_args
 
 ROOT = Path(__file__).parents[1]
-TABLES = {path.stem: read_table(path) for path in sorted((ROOT / 'configs/tables').glob('*.yaml'))}
+FOLDER = ROOT / 'configs/tables'
+TABLES = {path.stem: read_table(path) for path in sorted(FOLDER.glob('*.yaml'))}
+DETECTORS = {name: TABLES.pop(name) for name in ('dgnet_2', 'toponet_5')}
 CLASSES = {'': 1000, 'torch/cifar100': 100}
 #: Rows whose printed parameters are not those of any reading that we know, or of the other form.
 OTHER = {
@@ -112,6 +114,31 @@ def test_printed_commands_mean_the_rows(name, tmp_path, monkeypatch):
             output=str(tmp_path / row.name), experiment='seed_7', seed=7, resume='auto', save='last'
         )
         assert parse_args(command[at + 1 :]) == TrainingOptions(**{**row.options, **chosen})
+
+
+@pytest.mark.parametrize('name', DETECTORS)
+def test_detectors_are_printed_and_what_they_gave_is_read(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    table = DETECTORS[name]
+    asked = Reproduction(table, tmp_path, table.rows)
+    first = table.rows[0]
+    for row, command in zip(table.rows, map(shlex.split, asked.commands()), strict=True):
+        config = Path(command[command.index('--config-file') + 1])
+        assert command[:2] == ['python', 'tools/train_net.py']
+        assert config.is_file()
+        assert row.name in config.stem
+        assert command[-4:] == ['SEED', '0', 'OUTPUT_DIR', str(tmp_path / row.name / 'seed_0')]
+        weights = Path(command[command.index('MODEL.WEIGHTS') + 1])
+        of = TABLES[weights.parts[1]]
+        assert weights.parts[2] in [row.name for row in of.rows]
+    with pytest.raises(ValueError, match='not started here'):
+        asked.run(jobs=1)
+    (tmp_path / first.name / 'seed_0').mkdir(parents=True)
+    lines = '{"loss": 1, "iteration": 19}\n{"bbox/AP": 1.5, "bbox/AP-cat": 3, "iteration": 20}\n'
+    (tmp_path / first.name / 'seed_0/metrics.json').write_text(lines)
+    assert f'| {first.name} | 1 | 1.50 | {first.paper["AP"]} |' in asked.run(jobs=0)
+    with pytest.raises(ValueError, match='is of detectors'):
+        Reproduction(table, tmp_path, table.rows, epochs=3)
 
 
 def test_with_fewer_processes_a_batch_is_as_large(tmp_path):
@@ -271,6 +298,7 @@ def test_jobs_share_devices_and_say_what_went_wrong(tmp_path):
         ({'rows': [{'name': 'a', 'options': {'seed': 1}}]}, 'the runner chooses seed itself'),
         ({'rows': [{'name': 'a', 'paper': {'colour': 1}}]}, 'paper is a mapping of top1, top5'),
         ({'rows': [{'name': 'a', 'rerun': {}}]}, 'rerun belongs to a table with a study'),
+        ({'rows': [{'name': 'a', 'command': 'x'}]}, 'a command has no options'),
         ({'study': {'tau': 1}}, 'study: unknown tau; known: fold, threshold, thresholds'),
         ({'rows': [{'name': 'a', 'processes': 0}]}, 'processes is a whole number from 1 on, got 0'),
         ({'recipe': 'missing.yaml'}, 'missing.yaml'),

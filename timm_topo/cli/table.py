@@ -8,8 +8,8 @@ again, and draws figures.
 
 examples:
   topo table configs/tables/toponet_1.yaml -o output/toponet_1 --data-dir DIR --print
-  topo table configs/tables/toponet_1.yaml -o output/toponet_1 --rows plain adaptive \\
-    --epochs 20 --train-images 20000 --seeds 0 --dataset strips --data-dir DIR -- --sched cosine
+  topo table configs/tables/toponet_1.yaml -o output/toponet_1 --data-dir DIR --rows plain adaptive
+  topo table configs/tables/toponet_1.yaml -o small --data-dir DIR --epochs 20 --seeds 0 -- --amp
 """
 
 import argparse

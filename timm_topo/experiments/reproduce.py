@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import json
 import os
 import shlex
 import statistics
@@ -70,6 +71,9 @@ class Reproduction:
 
     def __post_init__(self):
         self.seeds = self.table.seeds if self.seeds is None else tuple(self.seeds)
+        of_classifiers = self._smaller() or self.data_dir or self.processes or self.changes
+        if of_classifiers and any(row.command for row in self.rows):
+            raise ValueError(f'{self.table.path} is of detectors, whose configs say what they are')
         for row in self.rows:
             if self.processes and row.processes % self.processes:
                 raise ValueError(
@@ -115,6 +119,8 @@ class Reproduction:
 
     def digest(self, row: Row) -> str:
         """Of the options that change what a training of a row gives."""
+        if row.command:
+            return _sha(row.command)
         default, options = TrainingOptions(), vars(self.options[row.name])
         told = {
             name: plain(value)
@@ -122,12 +128,12 @@ class Reproduction:
             if value != getattr(default, name) and name not in {*FREE_HERE, 'seed'}
         }
         told |= {'processes': row.processes, 'data_dir': row.options.get('data_dir')}
-        return hashlib.sha256(yaml.safe_dump(told).encode()).hexdigest()[:12]
+        return _sha(yaml.safe_dump(told))
 
     def changed(self) -> list[str]:
         """What is not as in the table's file, in words."""
         sizes, told = {}, {}
-        for row in self.rows:
+        for row in (row for row in self.rows if not row.command):
             paper, ours = TrainingOptions(**row.options), self.options[row.name]
             of = paper.train_images or self.table.images
             if ours.epochs != paper.epochs:
@@ -152,10 +158,14 @@ class Reproduction:
     # -- commands ---------------------------------------------------------------------------------
 
     def commands(self) -> list[str]:
-        """``tools/train.py`` for every row and seed, for a shell."""
+        """``tools/train.py``, or ``train_net.py``, for every row and seed, for a shell."""
         commands = []
         for seed in self.seeds:
             for row in self.rows:
+                if row.command:
+                    last = ['SEED', str(seed), 'OUTPUT_DIR', str(self.folder(row, seed))]
+                    commands.append([*shlex.split(row.command), *last])
+                    continue
                 processes = self.processes or row.processes
                 options = self.training(row, seed, processes)
                 commands.append([*_launcher(processes), *self.arguments(row, options)])
@@ -201,6 +211,11 @@ class Reproduction:
     def train(self, jobs: int) -> None:
         """Train what is not done, and keep what it gave."""
         missing = {self.folder(*one): one for one in self._missing()}
+        if jobs and any(row.command for row, _ in missing.values()):
+            raise ValueError(
+                f'detectors of {self.table.path} are not started here: --print their commands, and '
+                '--jobs 0 writes the table of what they gave'
+            )
         todo = {at: (row, self.training(row, seed)) for at, (row, seed) in missing.items()}
         self.launch(todo, jobs, lambda at: self._keep(*missing[at]))
 
@@ -246,6 +261,14 @@ class Reproduction:
         for seed in self.seeds:
             for row in self.rows:
                 folder = self.folder(row, seed)
+                if row.command:
+                    if self._key(row, seed) in self._kept.known:
+                        continue
+                    if _detected(folder):
+                        self._keep(row, seed)
+                    else:
+                        missing.append((row, seed))
+                    continue
                 try:
                     todo = pending(folder, self.training(row, seed), FREE_HERE)
                 except ValueError as error:
@@ -275,6 +298,16 @@ class Reproduction:
     def _keep(self, row: Row, seed: int) -> None:
         """Write down what a training gave."""
         folder = self.folder(row, seed)
+        found = _detected(folder) if row.command else self._classified(folder)
+        made = dict(torch=torch.__version__, timm=timm.__version__, timm_topo=__version__)
+        key = dict(zip(('row', 'seed', 'options'), self._key(row, seed)))
+        self._kept.put({**key, **found, **made})
+        write_text(self.output / 'table.md', self.markdown())
+        column = self.table.report[0]
+        print(f'{folder}: {COLUMNS[column]} {_cell(column, [found[column]])}', flush=True)
+
+    def _classified(self, folder: Path) -> dict[str, float]:
+        """What the run of a classifier gave."""
         model, epochs = load(folder / 'model'), read_csv(folder / 'summary.csv')
         found = {
             'top1': float(epochs[-1]['eval_top1']),
@@ -282,14 +315,11 @@ class Reproduction:
             'parameters': count_parameters(model),
             'multiply_adds': count_flops(model, input_size_of(model)).conv,
             'epoch_seconds': statistics.median(float(epoch['train_seconds']) for epoch in epochs),
+            'epochs': len(epochs),
         }
         if 'parameters_left' in self.table.report:
             found['parameters_left'] = prune(model, 0)[1].parameters[1]
-        made = dict(epochs=len(epochs), torch=torch.__version__, timm=timm.__version__)
-        key = dict(zip(('row', 'seed', 'options'), self._key(row, seed)))
-        self._kept.put({**key, **found, **made, 'timm_topo': __version__})
-        write_text(self.output / 'table.md', self.markdown())
-        print(f'{folder}: top-1 {found["top1"]:.2f}%', flush=True)
+        return found
 
     def markdown(self) -> str:
         """Means and spreads over seeds, what the paper prints, and how this was made."""
@@ -321,6 +351,20 @@ class Reproduction:
             f'```bash\n{self.command()}\n```',
         ]
         return '\n\n'.join(parts) + '\n'
+
+
+def _detected(folder: Path) -> dict[str, float]:
+    """What the run of a detector gave: the last evaluation in detectron2's file; none yet: {}."""
+    path, found = folder / 'metrics.json', {}
+    for line in path.read_text(encoding='utf-8').splitlines() if path.exists() else ():
+        row = json.loads(line)
+        if 'bbox/AP' in row:
+            found = {name.removeprefix('bbox/'): row[name] for name in row if 'bbox/' in name}
+    return {name: value for name, value in found.items() if name in COLUMNS}
+
+
+def _sha(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _launcher(processes: int) -> list[str]:

@@ -22,6 +22,7 @@ COLUMNS = {
     'parameters_left': 'parameters left',
     'multiply_adds': 'multiply-adds',
     'epoch_seconds': 's per epoch',
+    **{name: name for name in ('AP', 'AP50', 'AP75', 'APs', 'APm', 'APl')},
 }
 #: What a study makes of every row: what a threshold leaves of the network, and that trained from
 #: scratch with as many channels and with as many parameters as before.
@@ -37,7 +38,7 @@ _OF_TABLE = {
     'title', 'source', 'note', 'images', 'recipe', 'options', 'processes', 'seeds', 'report',
     'rows', 'study',
 }  # fmt: skip
-_OF_ROW = {'name', 'recipe', 'options', 'processes', 'paper', 'note', *KINDS}
+_OF_ROW = {'name', 'recipe', 'options', 'processes', 'paper', 'note', 'command', *KINDS}
 _OF_STUDY = {'threshold', 'thresholds', 'fold'}
 
 
@@ -54,6 +55,7 @@ class Row:
         paper: What the paper prints, by column, as printed.
         note: What there is to say about it.
         kinds: What the paper prints of :data:`KINDS`, where it is studied.
+        command: Instead of a training of a classifier: one of detectron2, without its last options.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Row:
     paper: dict[str, str]
     note: str = ''
     kinds: dict[str, dict[str, str]] = field(default_factory=dict)
+    command: str = ''
 
 
 @dataclass(frozen=True)
@@ -155,6 +158,8 @@ def _row(path: Path, table: Mapping, told: Mapping) -> Row:
     _check_keys(told, where, _OF_ROW, {'name'})
     if not _NAME.fullmatch(name):
         raise ValueError(f'{where}: a name is of letters, digits and . _ + -')
+    if 'command' in told and (both := {'recipe', 'options', 'processes'} & {*told, *table}):
+        raise ValueError(f'{where}: a command has no {", ".join(sorted(both))}')
     recipe = told.get('recipe', table.get('recipe'))
     if recipe is not None:
         recipe = path.parent / str(recipe)
@@ -182,6 +187,7 @@ def _row(path: Path, table: Mapping, told: Mapping) -> Row:
         paper=_printed(where, 'paper', told.get('paper', {}), COLUMNS),
         note=str(told.get('note', '')),
         kinds=kinds,
+        command=str(told.get('command', '')),
     )
 
 
