@@ -75,11 +75,12 @@ def run(data: Path, output: Path, *extra) -> Path:
 
 
 def result(folder: Path) -> dict:
-    """Everything that a run gives, but for times."""
+    """Everything that a run gives, but for times and memory."""
     found = {'names': sorted(str(path.relative_to(folder)) for path in folder.rglob('*'))}
     found['model'] = (folder / 'model' / 'model.safetensors').read_bytes()
     rows = read_csv(folder / 'summary.csv')
-    found['rows'] = [{k: v for k, v in row.items() if k != 'train_seconds'} for row in rows]
+    measured = ('train_seconds', 'train_memory')
+    found['rows'] = [{k: v for k, v in row.items() if k not in measured} for row in rows]
     for path in folder.glob('*.pth.tar'):
         stored = torch.load(path)
         weights = {name: value.tolist() for name, value in stored['state_dict'].items()}

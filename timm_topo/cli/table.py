@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> dict:
     )
     if args.show:
         return {'summary': asked.summary(), 'commands': asked.commands()}
-    jobs = _free() if args.jobs is None else args.jobs
+    jobs = _free(args.processes or 1) if args.jobs is None else args.jobs
     if table.study is None:
         done = asked.run(jobs)
     else:
@@ -117,10 +117,10 @@ def _jobs(value: str) -> int:
     return int(value)
 
 
-def _free() -> int:
-    """Trainings that run at once without sharing a GPU or a core."""
+def _free(processes: int) -> int:
+    """Trainings of so many processes that run at once without sharing a GPU or a core."""
     import torch
 
     from ..experiments.jobs import cores
 
-    return torch.cuda.device_count() or cores()
+    return max(1, (torch.cuda.device_count() or cores()) // processes)

@@ -317,6 +317,9 @@ class Reproduction:
             'epoch_seconds': statistics.median(float(epoch['train_seconds']) for epoch in epochs),
             'epochs': len(epochs),
         }
+        memory = [float(epoch['train_memory']) for epoch in epochs if epoch.get('train_memory')]
+        if memory:  # older runs did not measure it
+            found['memory'] = max(memory)
         if 'parameters_left' in self.table.report:
             found['parameters_left'] = prune(model, 0)[1].parameters[1]
         return found
@@ -338,7 +341,8 @@ class Reproduction:
             cells = [row.name, str(len(of))]
             for column in self.table.report:
                 values = [kept[column] for kept in of if column in kept]
-                cells.append(_cell(column, values))
+                unknown = 'not measured' if of else 'not run'
+                cells.append(_cell(column, values) if values else unknown)
                 cells += [row.paper.get(column, 'not printed')] if column in printed else []
             lines.append(cells)
         notes = [f'- {row.name}: {row.note}' for row in self.table.rows if row.note]
@@ -385,12 +389,10 @@ def _listed(numbers: Sequence[int]) -> str:
 
 
 def _cell(column: str, values: Sequence[float]) -> str:
-    if not values:
-        return 'not run'
     if column in ('parameters', 'parameters_left'):
         same = len(set(values)) == 1
         return f'{values[0]:,}' if same else f'{min(values):,} to {max(values):,}'
     if column == 'multiply_adds':
         values = [value / 1e6 for value in values]
         return f'{mean_and_spread(values[:1] if len(set(values)) == 1 else values)} M'
-    return mean_and_spread(values, 0 if column == 'epoch_seconds' else 2)
+    return mean_and_spread(values, 0 if column in ('epoch_seconds', 'memory') else 2)

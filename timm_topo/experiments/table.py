@@ -22,6 +22,7 @@ COLUMNS = {
     'parameters_left': 'parameters left',
     'multiply_adds': 'multiply-adds',
     'epoch_seconds': 's per epoch',
+    'memory': 'MiB at most',
     **{name: name for name in ('AP', 'AP50', 'AP75', 'APs', 'APm', 'APl')},
 }
 #: What a study makes of every row: what a threshold leaves of the network, and that trained from
@@ -30,7 +31,7 @@ KINDS = ('thresholded', 'rerun', 'fitted')
 #: Options of training that the runner chooses.
 CHOSEN = frozenset(('output', 'experiment', 'resume', 'seed', 'save'))
 _MOST_BYTES = 2**18
-_REPORT = ('top1', 'parameters', 'multiply_adds', 'epoch_seconds')
+_REPORT = ('top1', 'parameters', 'multiply_adds', 'epoch_seconds', 'memory')
 _LEVELS = [f'{name}_{level}' for name in ('sparsity', 'nodes') for level in range(3)]
 _MEASURED = (*COLUMNS, 'edges', 'sparsity', 'nodes', *_LEVELS, *CHARACTERISTICS)
 _NAME = re.compile(r'(?!\.)[\w.+-]+')
