@@ -56,7 +56,10 @@ LONG = {
     'topo plot similarity net -o x.svg': {'matplotlib': 'analysis'},
     'demo --output x': {'matplotlib': 'analysis'},
     'topo routing routed --dataset digits --figure x.svg': {'matplotlib': 'analysis'},
-    'topo study -o x --data a=digits -- --model dagnet60': {'matplotlib': 'analysis'},
+    f'topo table {ROOT}/configs/tables/janik_nowak_digits.yaml -o x': {
+        'fvcore': 'analysis',
+        'matplotlib': 'analysis',
+    },
     'topo sweep net --dataset digits --figure x.svg': {'matplotlib': 'analysis'},
     'train --model test_toponet --dataset digits --epochs 1': {'tensorboard': 'train'},
 }

@@ -102,7 +102,8 @@ def rows(folder: Path) -> list[dict[str, float]]:
 
 
 def timeless(folder: Path) -> list[dict[str, float]]:
-    return [{k: v for k, v in row.items() if k != 'train_seconds'} for row in rows(folder)]
+    measured = ('train_seconds', 'train_memory')
+    return [{k: v for k, v in row.items() if k not in measured} for row in rows(folder)]
 
 
 def checkpoint(folder: Path, name: str = 'last') -> dict:
@@ -159,9 +160,12 @@ def test_the_summary_has_one_header_and_a_row_per_epoch(finished):
     assert len(lines) == 4
     assert lines[0].split(',') == [
         'epoch', 'train_loss', 'train_task_loss', 'train_sparsity', 'train_seconds',
-        'eval_loss', 'eval_top1', 'eval_top5', 'lr',
+        'train_memory', 'eval_loss', 'eval_top1', 'eval_top5', 'lr',
     ]  # fmt: skip
     assert [row['epoch'] for row in rows(finished['folder'])] == [0, 1, 2]
+    memory = [row['train_memory'] for row in rows(finished['folder'])]
+    assert memory == sorted(memory)
+    assert 100 < memory[0] < 1e5
 
 
 def test_the_summary_tells_sparsity_apart_from_the_task_loss(finished):

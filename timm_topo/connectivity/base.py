@@ -32,6 +32,7 @@ class Connectivity(nn.Module):
             order of ``wiring.edges``.
         per_source: Names of those that have the node in dimension 0, for all nodes but the output.
         needs_context: Whether ``forward`` receives the pooled features of the sources.
+        activated: Whether these are pooled behind a ReLU.
         decayed: Names of the parameters that are decayed in any case: none, unless named here.
         options: All constructor options, JSON-ready, those by default too: defaults may change,
             saved networks may not. What is learned or loaded is state and does not belong here.
@@ -41,6 +42,7 @@ class Connectivity(nn.Module):
     per_edge: tuple[str, ...] = ()
     per_source: tuple[str, ...] = ()
     needs_context: bool = False
+    activated: bool = False
     decayed: tuple[str, ...] = ()
 
     def __init_subclass__(cls, **kwargs) -> None:

@@ -27,6 +27,7 @@ from timm.utils import (
 from torch import nn
 
 from ..analysis.history import snapshot_updates
+from ..analysis.memory import most_memory
 from ..analysis.routing import routing, routing_metrics
 from ..checkpoint import FORMAT, FORMAT_KEY, read_checkpoint, save
 from ..checks import one_line
@@ -291,7 +292,9 @@ def _train_epoch(run: Run, epoch: int, epochs: int) -> dict:
         means = reduce_tensor(means, args.world_size)
     loss, task_loss, sparsity = means.tolist()
     seconds = time.perf_counter() - start
-    return dict(loss=loss, task_loss=task_loss, sparsity=sparsity, seconds=seconds)
+    found = dict(loss=loss, task_loss=task_loss, sparsity=sparsity, seconds=seconds)
+    memory = most_memory(run.device)
+    return found if memory is None else {**found, 'memory': memory}
 
 
 def _progress(batch: int, loader, sums: torch.Tensor, count: int, start: float) -> str:
