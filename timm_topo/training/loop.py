@@ -194,6 +194,8 @@ def _epoch(run: Run, epoch: int, epochs: int) -> None:
     for part in (run.loader_train.dataset, run.loader_train.sampler):
         if hasattr(part, 'set_epoch'):  # another order in every epoch
             part.set_epoch(epoch)
+    if epoch >= round(args.learn_edges * epochs):
+        _fix_edges(run)
     train_metrics = _train_epoch(run, epoch, epochs)
     rates = [group['lr'] for group in run.optimizer.param_groups]
     lr = sum(rates) / len(rates)
@@ -232,6 +234,20 @@ def _epoch(run: Run, epoch: int, epochs: int) -> None:
             f'sparsity {train_metrics["sparsity"]:.2f}, {shown} '
             f'({train_metrics["seconds"]:.0f} s)'
         )
+
+
+def _fix_edges(run: Run) -> None:
+    """Edge weights stay as they are from now on, in the averaged network too."""
+    rules = [stage.connectivity for stage in stages_of(run.model).values()]
+    if not any(p.requires_grad for rule in rules for p in rule.parameters()):
+        return
+    run.log.say('edge weights are fixed from now on')
+    for rule, averaged in zip(rules, stages_of(run.evaluated).values()):
+        averaged.connectivity.load_state_dict(rule.state_dict())
+        rule.requires_grad_(False)
+    if run.args.distributed:  # which waits for the gradients that it was built with
+        run.task.trainable_module = run.task.trainable_module.module
+        run.task.prepare_distributed(device_ids=[run.device])
 
 
 def _tell_unreadable(run: Run, split: str, dataset, what: str) -> None:

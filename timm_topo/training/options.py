@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import jsonargparse
 import yaml
-from jsonargparse.typing import PositiveInt, restricted_number_type
+from jsonargparse.typing import ClosedUnitInterval, PositiveInt, restricted_number_type
 from timm.utils import ParseKwargs
 
 from ..checkpoint import FORMAT, FORMAT_KEY, check_format
@@ -141,6 +141,9 @@ class TrainingOptions:
     warmup_lr: float = _schedule(1e-5)
     min_lr: float = _schedule(0.0)
     cooldown_epochs: int = _schedule(0, metavar='N')
+    learn_edges: ClosedUnitInterval = _schedule(
+        1.0, 'share of the epochs in which edge weights learn; then they are fixed, masks to the K '
+        'largest (default: all)', metavar='SHARE')
     decay_milestones: list[int] = _schedule([60, 120, 160], nargs='+', type=int)
     decay_epochs: float = _schedule(90.0)
     decay_rate: float = _schedule(0.1)
