@@ -741,7 +741,9 @@ def test_edge_weights_are_fixed_after_their_share_of_the_epochs(argv, monkeypatc
     def recorded(run, epoch, epochs):
         def record(rule, args, weights):
             start, stop = rule.spans[args[0]]
-            passes.setdefault(epoch, []).append(torch.equal(weights, rule.edge_weights()[start:stop]))
+            passes.setdefault(epoch, []).append(
+                torch.equal(weights, rule.edge_weights()[start:stop])
+            )
 
         with run.model.stages[1].connectivity.register_forward_hook(record):
             return train_epoch(run, epoch, epochs)
@@ -1025,9 +1027,30 @@ def test_layer_decay_has_a_smallest_scale(argv):
     assert rows(result['folder'])[0]['lr'] == pytest.approx(mean)
 
 
-def test_layer_decay_without_a_schedule_is_refused(argv):
-    with pytest.raises(ValueError, match='--layer-decay scales what a scheduler sets'):
-        run(argv('--sched', 'none', '--layer-decay', 0.5))
+@pytest.mark.parametrize('option', ['--layer-decay', '--edge-lr-scale'])
+def test_scaled_rates_without_a_schedule_are_refused(argv, option):
+    with pytest.raises(ValueError, match=f'{option} scales what a scheduler sets'):
+        run(argv('--sched', 'none', option, 0.5))
+
+
+@pytest.mark.parametrize('decay', [(), ('--layer-decay', 0.5), ('--decay-edges',)])
+@pytest.mark.parametrize('rule', ['alpha', 'router', 'mask'])
+def test_edge_weights_have_a_rate_of_their_own(argv, rule, decay):
+    """By what a first step does to all parameters at a gradient of 1."""
+    steps = {}
+    for scale in (1, 4):
+        options = ('--weight-decay', 0, '--edge-lr-scale', scale, *decay)
+        run = built(argv(*options, connectivity=rule))
+        loop._schedule(run, 0)
+        before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
+        for parameter in run.model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        run.optimizer.step()
+        steps[scale] = {n: (before[n] - p).mean().item() for n, p in run.model.named_parameters()}
+    assert any('connectivity' in name for name in steps[1])
+    for name, step in steps[1].items():
+        factor = 4 if 'connectivity' in name else 1
+        assert steps[4][name] == pytest.approx(factor * step, rel=1e-3), name
 
 
 def test_data_that_are_read_in_order_are_told_the_epoch(argv, monkeypatch):

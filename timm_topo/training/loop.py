@@ -161,8 +161,10 @@ def _schedule(run: Run, start_epoch: int) -> int:
         **scheduler_kwargs(run.args, decreasing_metric=False),
         updates_per_epoch=updates,
     )
-    if run.scheduler is None and run.args.layer_decay is not None:
-        raise ValueError('--layer-decay scales what a scheduler sets: --sched constant, not none')
+    scales = {'--layer-decay': run.args.layer_decay, '--edge-lr-scale': run.args.edge_lr_scale}
+    scaling = [name for name, scale in scales.items() if scale not in (None, 1)]
+    if run.scheduler is None and scaling:
+        raise ValueError(f'{scaling[0]} scales what a scheduler sets: --sched constant, not none')
     if start_epoch > 0 and run.scheduler is not None:
         if run.args.sched_on_updates:
             run.scheduler.step_update(start_epoch * updates)

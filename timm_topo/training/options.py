@@ -16,7 +16,12 @@ from typing import Any, Literal
 
 import jsonargparse
 import yaml
-from jsonargparse.typing import ClosedUnitInterval, PositiveInt, restricted_number_type
+from jsonargparse.typing import (
+    ClosedUnitInterval,
+    NonNegativeFloat,
+    PositiveInt,
+    restricted_number_type,
+)
 from timm.utils import ParseKwargs
 
 from ..checkpoint import FORMAT, FORMAT_KEY, check_format
@@ -126,6 +131,8 @@ class TrainingOptions:
     weight_decay: float = _optimizer(
         1e-4, 'as in timm not of biases and norms: all by --opt-kwargs filter_bias_and_bn=False')
     decay_edges: bool = _optimizer(False, 'edge weights too, of every rule')
+    edge_lr_scale: NonNegativeFloat = _optimizer(
+        1.0, 'rate of edge weights, masks and routers relative to --lr', metavar='SCALE')
     layer_decay: float | None = _optimizer(
         None, 'rate of each layer relative to that of the next one (default: all the same)',
         metavar='RATE')
