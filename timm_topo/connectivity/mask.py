@@ -31,12 +31,14 @@ class MaskConnectivity(Connectivity):
     averages of weights see that. The binary mask multiplies the maps; its gradient, which inactive
     edges have too, is that of the real-valued mask.
     Evaluation takes the K largest; of equal ones, the latest sources: so of masks that have not
-    learned yet. Pruning that leaves every node the K it reads leaves nothing to learn: the masks
+    learned yet. So does training once the masks are frozen, as ``topo train --learn-edges`` does
+    after a share of the epochs: weights that were trained on draws alone are not those that the K
+    largest need. Pruning that leaves every node the K it reads leaves nothing to learn: the masks
     are fixed from then on.
 
     The text we have says neither how evaluation chooses, nor how masks are kept in [0, 1], nor
-    where they start: the K largest, clipping and one value for all edges are from memory of the
-    authors' full paper. How ties fall is ours.
+    where they start: the K largest, with which weights are trained on, clipping, the sum and one
+    value for all edges are from memory of the authors' full paper. How ties fall is ours.
 
     Draws come from torch's generator. The processes of a distributed training, which timm seeds
     differently, draw differently, as they do for dropout: a step then averages the gradients of as
