@@ -16,7 +16,12 @@ from typing import Any, Literal
 
 import jsonargparse
 import yaml
-from jsonargparse.typing import PositiveInt, restricted_number_type
+from jsonargparse.typing import (
+    ClosedUnitInterval,
+    NonNegativeFloat,
+    PositiveInt,
+    restricted_number_type,
+)
 from timm.utils import ParseKwargs
 
 from ..checkpoint import FORMAT, FORMAT_KEY, check_format
@@ -137,6 +142,8 @@ class TrainingOptions:
     weight_decay: float = _optimizer(
         1e-4, 'as in timm not of biases and norms: all by --opt-kwargs filter_bias_and_bn=False')
     decay_edges: bool = _optimizer(False, 'edge weights too, of every rule')
+    edge_lr_scale: NonNegativeFloat = _optimizer(
+        1.0, 'rate of edge weights, masks and routers relative to --lr', metavar='SCALE')
     layer_decay: float | None = _optimizer(
         None, 'rate of each layer relative to that of the next one (default: all the same)',
         metavar='RATE')
@@ -152,6 +159,9 @@ class TrainingOptions:
     warmup_lr: float = _schedule(1e-5)
     min_lr: float = _schedule(0.0)
     cooldown_epochs: int = _schedule(0, metavar='N')
+    learn_edges: ClosedUnitInterval = _schedule(
+        1.0, 'share of the epochs in which edge weights learn; then they are fixed, masks to the K '
+        'largest (default: all)', metavar='SHARE')
     decay_milestones: list[int] = _schedule([60, 120, 160], nargs='+', type=int)
     decay_epochs: float = _schedule(90.0)
     decay_rate: float = _schedule(0.1)
