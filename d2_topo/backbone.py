@@ -11,12 +11,13 @@ from detectron2.modeling import Backbone
 from torch import Tensor, nn
 
 from timm_topo.checkpoint import graphs_of
+from timm_topo.connectivity import undecayed_parameters
 from timm_topo.executors import record_adjacency
 from timm_topo.sparsity import check_sparsity, check_sparsity_weight, sparsity_loss
 from timm_topo.stages import Stage, graph_stages
 
-from .network import choose_levels, create_network, cut, modules_until
-from .norm import convert_norm, freeze_modules, frozen_names
+from .network import choose_levels, create_network, cut, frozen_parameters, modules_of
+from .norm import convert_norm, freeze_parameters, frozen_names
 from .pixels import FORMATS, Pixels
 
 __all__ = ['TopoBackbone', 'topo_backbone']
@@ -36,6 +37,9 @@ class TopoBackbone(Backbone):
     trained with (nothing is done where they agree). That preprocessing is taken from the network,
     then from the checkpoint with its weights, and is saved with the detector.
 
+    A detector whose other parameters were not loaded with those of the backbone must be trained
+    before it is evaluated.
+
     Loading a state dict that lacks weights of the backbone, or has others, is an error even where
     loading is not strict: detectron2 loads what fits and only warns about the rest.
 
@@ -45,11 +49,13 @@ class TopoBackbone(Backbone):
             from ``timm.create_model`` or ``timm_topo.rewire``, which is changed in place.
         out_features: Some of ``res2``, ``res3``, ``res4``, ``res5``.
         norm: ``'FrozenBN'``, ``'BN'``, ``'SyncBN'`` or ``'GN'``, instead of batch norm.
-        freeze_at: How much is frozen, counted as in detectron2: 0 nothing, 1 the stem (what comes
-            before ``res2``), 2 the stem and ``res2``, up to 5. In training too it runs as in
-            evaluation: no path is dropped, no mask drawn, and routers close edges.
+        freeze_at: How much is frozen, counted as in detectron2: 0 nothing, 1 the stem (as timm
+            counts it), 2 the stem and whatever else ``res2`` is made of, up to 5. In training too
+            it runs as in evaluation: no path is dropped, no mask drawn, and routers close edges.
         pretrained: Whether timm fetches the weights it has under this name.
         activation_checkpoint: Recompute in the backward pass instead of storing.
+        decay_edges: Whether detectron2's optimizers decay edge weights too, with biases and
+            thresholds of routers.
         sparsity_weight: lambda of TopoNet, Eq. 6; with 0, :meth:`take_losses` is empty.
         sparsity: ``'uniform'`` or ``'adaptive'``; by default the network's own.
         pixel_mean: What the detector subtracts, per channel in the order of ``input_format``, for
@@ -73,6 +79,7 @@ class TopoBackbone(Backbone):
         freeze_at: int = 0,
         pretrained: bool = False,
         activation_checkpoint: bool = False,
+        decay_edges: bool = False,
         sparsity_weight: float = 0.0,
         sparsity: str | None = None,
         pixel_mean: Sequence[float] | None = None,
@@ -93,9 +100,12 @@ class TopoBackbone(Backbone):
         self._digest = _digest(self.graphs)
         self.register_buffer('graph_digest', torch.tensor(self._digest, dtype=torch.uint8))
         self.cut_off = cut(model, self._indices)
+        frozen = frozen_parameters(
+            model, self.name, levels, freeze_at, FORMATS.get(input_format, 3)
+        )
+        self._stopped = modules_of(model, frozen)
         model = convert_norm(model, norm)
-        self._stopped = modules_until(model, levels, freeze_at)
-        freeze_modules(model, self._stopped)
+        freeze_parameters(model, frozen, self._stopped)
         self._frozen = frozen_names(model)
         self.mark_trained(() if has_weights else model.state_dict())
         if activation_checkpoint:
@@ -103,6 +113,9 @@ class TopoBackbone(Backbone):
             model.set_grad_checkpointing(True)
         self._set_sparsity(model, sparsity_weight, sparsity)
         self.model = model
+        self.decay_edges = decay_edges
+        #: Parameters of the detector around it that the last checkpoint did not have.
+        self.unloaded = []
         cfg = model.pretrained_cfg
         self.pixels = Pixels(cfg['mean'], cfg['std'], pixel_mean, pixel_std, input_format)
         self.train(self.training)
@@ -129,8 +142,8 @@ class TopoBackbone(Backbone):
 
         Raises:
             RuntimeError: In training: nobody took the losses of the last forward pass.
-            ValueError: The images are smaller than the coarsest stride; or, in training, random
-                weights are frozen.
+            ValueError: The images are smaller than the coarsest stride; or random weights are
+                frozen in training, or evaluated.
         """
         if min(x.shape[-2:]) < self.size_divisibility:
             raise ValueError(
@@ -143,6 +156,15 @@ class TopoBackbone(Backbone):
                 f'{min(self.stuck)}, would stay at their initial values (freeze_at, FrozenBN): '
                 'give the weights that timm trained (MODEL.WEIGHTS, train.init_checkpoint), of '
                 'this network itself, or train with norm BN, SyncBN or GN and freeze_at=0'
+            )
+        if self.training:
+            self.unloaded = []
+        elif self.unloaded and not torch.jit.is_tracing():  # as for counting operations
+            raise ValueError(
+                f'{len(self.unloaded)} parameters of the detector were not in its checkpoint, or '
+                f'had other shapes, and were not trained since: {", ".join(self.unloaded[:4])}'
+                f'{"..." * (len(self.unloaded) > 4)}; to evaluate it, give a checkpoint of this '
+                'detector (MODEL.WEIGHTS, train.init_checkpoint)'
             )
         x = self.pixels(x)
         due = self.training and self.sparsity_weight > 0
@@ -187,6 +209,11 @@ class TopoBackbone(Backbone):
                 f'sparsity_weight={weight:g}, but {self.name} has no sparsity of its own: give '
                 "sparsity='uniform' or 'adaptive'"
             )
+
+    def undecayed(self) -> list[nn.Parameter]:
+        """Parameters without weight decay, whatever the optimizer has for the others."""
+        names = set() if self.decay_edges else undecayed_parameters(self)
+        return [parameter for name, parameter in self.named_parameters() if name in names]
 
     # -- weights
 

@@ -1,15 +1,23 @@
 """Backbones by yaml configs."""
 
 from collections.abc import Sequence
+from functools import partial
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, META_ARCH_REGISTRY
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
+from detectron2.modeling.meta_arch import (
+    GeneralizedRCNN,
+    PanopticFPN,
+    RetinaNet,
+    SemanticSegmentor,
+)
 
 from timm_topo.checkpoint import migrate
 
 from .backbone import TopoBackbone
+from .data import check_categories
 from .meta_arch import TopologyLoss
 
 __all__ = ['build_retinanet_topo_fpn_backbone', 'build_topo_backbone', 'build_topo_fpn_backbone']
@@ -37,6 +45,7 @@ def build_topo_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TopoBackbone:
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
         pretrained=topo.PRETRAINED,
         activation_checkpoint=topo.ACTIVATION_CHECKPOINT,
+        decay_edges=topo.DECAY_EDGES,
         sparsity_weight=topo.SPARSITY_WEIGHT,
         sparsity=topo.SPARSITY or None,
         pixel_mean=cfg.MODEL.PIXEL_MEAN,
@@ -48,9 +57,29 @@ def build_topo_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TopoBackbone:
         raise ValueError(f'MODEL.TOPO.KWARGS has {twice}, for which there are keys of their own')
     network = {'architecture': topo.NAME, 'model_args': dict(topo.KWARGS)}
     network = migrate(network, topo.FORMAT, 'MODEL.TOPO')
-    return TopoBackbone(
+    body = TopoBackbone(
         network['architecture'], topo.OUT_FEATURES, **options, **network['model_args']
     )
+    body.register_forward_pre_hook(partial(_check_data, cfg.DATASETS.TRAIN, _categories(cfg)))
+    return body
+
+
+def _categories(cfg: CfgNode) -> dict[str, int]:
+    """How many categories a detector has, as :func:`check_categories` calls them."""
+    detector, found = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE), {}
+    if issubclass(detector, GeneralizedRCNN):
+        found['num_classes'] = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    if issubclass(detector, RetinaNet):
+        found['num_classes'] = cfg.MODEL.RETINANET.NUM_CLASSES
+    if issubclass(detector, (PanopticFPN, SemanticSegmentor)):
+        found['num_stuff'] = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    return found
+
+
+def _check_data(names: Sequence[str], categories: dict[str, int], body: TopoBackbone, _) -> None:
+    """Before every step of training: by then the data sets were loaded, by whichever script."""
+    if body.training:
+        check_categories(names, **categories)
 
 
 @BACKBONE_REGISTRY.register()

@@ -3,10 +3,12 @@
 Importing this module lets every ``DetectionCheckpointer`` load them: ``MODEL.WEIGHTS`` and
 ``train.init_checkpoint`` may name a checkpoint of timm or a saved network. detectron2 has no place
 for other formats, so :func:`_load` stands in front of ``DetectionCheckpointer.load``; what is not
-timm's goes on as ever.
+timm's goes on as ever. Either way the backbone learns which heads were not loaded, see
+:class:`TopoBackbone`.
 """
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -23,6 +25,7 @@ __all__ = ['LoadReport', 'load_timm_weights']
 
 _logger = logging.getLogger('detectron2.d2_topo')
 _detectron2_load = DetectionCheckpointer.load
+_detectron2_load_model = DetectionCheckpointer._load_model
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ def load_timm_weights(model: nn.Module, path: str | Path) -> LoadReport:
     report = _load_into(backbone, read_checkpoint(origin.weights), path)
     backbone.pixels.set(*pixels)
     backbone.mark_trained(but=report.missing)
+    _mark_heads(model, dict(model.named_parameters()))
     _logger.info(f'{path} -> backbone {backbone.name}: {report}; nothing else was loaded')
     return report
 
@@ -132,10 +136,30 @@ def _is_counter(name: str) -> bool:
     return name.endswith('num_batches_tracked')
 
 
+def _mark_heads(detector: nn.Module, missing: Iterable[str]) -> None:
+    """Note in the backbone which other parameters of its detector no checkpoint had."""
+    parameters = {name for name, _ in detector.named_parameters()}
+    for prefix, module in detector.named_modules():
+        if isinstance(module, TopoBackbone):
+            module.unloaded = sorted(
+                name for name in parameters & set(missing) if not name.startswith(prefix)
+            )
+
+
+@wraps(_detectron2_load_model)
+def _load_model(self, checkpoint):
+    incompatible = _detectron2_load_model(self, checkpoint)
+    shapes = [name for name, *_ in incompatible.incorrect_shapes]
+    _mark_heads(self.model, [*incompatible.missing_keys, *shapes])
+    return incompatible
+
+
 @wraps(_detectron2_load)
 def _load(self, path, *args, **kwargs):
     detector = getattr(self.model, 'module', self.model)  # without DistributedDataParallel
     ours = any(isinstance(module, TopoBackbone) for module in detector.modules())
+    if not path:
+        _mark_heads(detector, dict(detector.named_parameters()))
     if not path or not ours or '?' in path or path.endswith(('.pkl', '.pyth')):
         return _detectron2_load(self, path, *args, **kwargs)
     local = path if Path(path).is_dir() else PathManager.get_local_path(path)
@@ -154,4 +178,4 @@ def _load(self, path, *args, **kwargs):
     return _detectron2_load(self, path, *args, **kwargs)
 
 
-DetectionCheckpointer.load = _load
+DetectionCheckpointer.load, DetectionCheckpointer._load_model = _load, _load_model

@@ -275,7 +275,7 @@ def leads_to(made: TopoBackbone, kind: str, level: int) -> set[str]:
     """Names of the parameters that influence ``res{level}``, or the stem's output for level 1."""
     caught = []
     if level == 1:
-        first = {'dgnet': 'layer1', 'plain': 'layer1', 'topomobilenet': 'blocks.1',
+        first = {'dgnet': 'layer1', 'plain': 'layer1', 'topomobilenet': 'blocks.0',
                  'mobilenetv3': 'blocks.0', 'regnet': 's1'}.get(kind, 'stages.0')  # fmt: skip
         made.model.get_submodule(first).register_forward_pre_hook(lambda _, x: caught.append(x[0]))
     maps = made(torch.randn(2, 3, 64, 64))
@@ -307,6 +307,38 @@ def test_freeze_at_freezes_what_leads_to_that_feature(kind, level, saved):
             sum(y.square().mean() for y in maps.values()).backward()
             optimizer.step()
         torch.testing.assert_close(made.eval()(x)[f'res{level}'], before)
+
+
+#: Networks of timm whose stem is not what comes before the first level, and the stem.
+STEMS = {
+    'vit_tiny_patch16_224': ('res4', {'cls_token', 'pos_embed', 'patch_embed'}),
+    'hrnet_w18_small': ('res2', {'conv1', 'bn1', 'conv2', 'bn2'}),
+    'xception41': ('res2', {'stem'}),
+    'efficientnet_b0': ('res2', {'conv_stem', 'bn1'}),
+    'cait_xxs24_224': ('res4', {'pos_embed', 'patch_embed'}),
+}
+
+
+@pytest.mark.parametrize('name', STEMS)
+def test_stems_and_levels_of_timms_networks(name):
+    first, stem = STEMS[name]
+    size = timm.get_pretrained_cfg(name).input_size
+    made = TopoBackbone(name, [first], norm='GN', freeze_at=1)
+    frozen = {n for n, p in made.model.named_parameters() if not p.requires_grad}
+    assert {n if n in stem else n.split('.')[0] for n in frozen} == stem
+    made = TopoBackbone(name, [first], norm='GN', freeze_at=int(first[-1]))
+    made.mark_trained()
+    assert not made.train()(torch.randn(1, *size))[first].requires_grad
+    free = TopoBackbone(name, [first], norm='GN')
+    free(torch.randn(1, *size))[first].sum().backward()
+    needed = {n for n, p in free.named_parameters() if p.grad is not None}
+    assert {n for n, p in made.named_parameters() if not p.requires_grad} == needed
+
+
+@pytest.mark.parametrize('name', ['coat_tiny', 'pit_ti_224'])
+def test_a_stem_that_cannot_be_told(name):
+    with pytest.raises(ValueError, match=rf'freeze_at=1: timm does not tell the stem of {name}'):
+        TopoBackbone(name, ['res3'], freeze_at=1)
 
 
 def test_what_is_frozen_drops_no_path(randomise):

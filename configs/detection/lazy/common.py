@@ -2,13 +2,14 @@
 
 from detectron2.config import LazyCall as L
 
-from d2_topo import TopoBackbone, topo_optimizer_params, zoo
+from d2_topo import TopoBackbone, zoo
+from d2_topo.data import training_set
 
 dataloader = zoo('common/data/coco.py', 'dataloader')
 dataloader.train.mapper.image_format = 'RGB'  # testing takes over what training has
+dataloader.train.dataset.update(_target_=training_set, num_classes='${model.roi_heads.num_classes}')
 lr_multiplier = zoo('common/coco_schedule.py', 'lr_multiplier_1x')
 optimizer = zoo('common/optim.py', 'SGD')
-optimizer.params._target_ = topo_optimizer_params  # no weight decay on edge weights
 train = zoo('common/train.py', 'train')
 # train.init_checkpoint: a checkpoint of timm (.pth.tar, .safetensors), or a saved network
 

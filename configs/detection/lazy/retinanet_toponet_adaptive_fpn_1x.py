@@ -9,5 +9,6 @@ model._target_ = TopoRetinaNet
 model.backbone.bottom_up.name = 'toponet_adaptive'
 model.backbone.top_block.in_channels = 1024  # channels of res5
 dataloader.train.mapper.use_instance_mask = False
+dataloader.train.dataset.num_classes = '${model.num_classes}'
 optimizer.lr = 0.01
 train.output_dir = 'output/retinanet_toponet_adaptive_fpn_1x'

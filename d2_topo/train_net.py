@@ -1,0 +1,141 @@
+"""detectron2's own training scripts, for yaml and for Python configs: train, evaluate, resume.
+
+``python -m d2_topo.train_net`` runs ``tools/train_net.py`` or ``tools/lazyconfig_train_net.py`` of
+the installed detectron2, found beside its package: ``python -m tools.train_net`` is whichever
+``tools`` comes first, and many repositories have one.
+"""
+
+import argparse
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+try:
+    from d2_topo import env
+except ImportError as missing:  # detectron2, which has the parser
+    argparse.ArgumentParser(
+        usage='%(prog)s --config-file FILE [options] [--coco NAME JSON IMAGES] [KEY VALUE ...]',
+        description=__doc__.splitlines()[0],
+        epilog=f"All options but --coco are detectron2's. {missing}",
+    ).parse_known_args()
+    sys.exit(f'error: {missing}')
+import detectron2
+from detectron2.config import LazyConfig, get_cfg
+from detectron2.engine import default_argument_parser, launch
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from d2_topo.data import register_coco
+
+
+def parse_args() -> argparse.Namespace:
+    parser = default_argument_parser()
+    parser.add_argument(
+        '--coco', nargs=3, action='append', default=[], metavar=('NAME', 'JSON', 'IMAGES'),
+        help='register a data set in COCO format under NAME; may be given several times',
+    )  # fmt: skip
+    return parser.parse_args()
+
+
+def is_lazy(path: Path) -> bool:
+    """Whether a config is a LazyConfig, as Python or as a run saved it, instead of yacs's yaml.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+    """
+    if not path.is_file():
+        why = 'a folder' if path.is_dir() and path.name else 'no such file'
+        raise FileNotFoundError(f'--config-file {path if path.name else "is missing"}: {why}')
+    text = '' if path.suffix == '.py' else path.read_text(encoding='utf-8')
+    return path.suffix == '.py' or bool(re.search('^dataloader:', text, re.MULTILINE))
+
+
+def script(name: str) -> ModuleType:
+    """One of detectron2's own scripts, from the installed detectron2.
+
+    Raises:
+        FileNotFoundError: It was installed without them.
+    """
+    path = Path(detectron2.__file__).parents[1] / 'tools' / f'{name}.py'
+    if not path.is_file():
+        raise FileNotFoundError(f'detectron2 was installed without its script {path}')
+    spec = importlib.util.spec_from_file_location(f'detectron2_{name}', path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def check(args: argparse.Namespace) -> None:
+    """Find what is wrong with a command before any process is started.
+
+    Raises:
+        FileNotFoundError: No config file, or a data set without its files.
+        ValueError: A config that cannot be read or be run.
+    """
+    for data in args.coco:
+        register_coco(*data)
+    lazy = is_lazy(Path(args.config_file))
+    try:
+        if lazy:
+            cfg = LazyConfig.apply_overrides(LazyConfig.load(args.config_file), args.opts)
+            device, weights = cfg.train.device, cfg.train.init_checkpoint
+            several = cfg.train.ddp.get('device_ids', '') is None
+        else:
+            cfg = get_cfg()
+            cfg.merge_from_file(args.config_file)
+            cfg.merge_from_list(args.opts)
+            device, weights, several = cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS, False
+    except (AssertionError, KeyError, SyntaxError, OmegaConfBaseException, YAMLError) as error:
+        told = ' '.join(str(error.__cause__ or error).split())
+        raise ValueError(f'--config-file {args.config_file}: {told}') from None
+    on_cpu, start = (
+        ('train.device=cpu', 'train.init_checkpoint')
+        if lazy
+        else ('MODEL.DEVICE cpu', 'MODEL.WEIGHTS')
+    )
+    if device.startswith('cuda') and not torch.cuda.is_available():
+        raise ValueError(f'there is no CUDA device; on CPU: --num-gpus 0 ... {on_cpu}')
+    if device == 'cpu' and args.num_gpus * args.num_machines > 1 and not several:
+        raise ValueError(
+            f'--num-gpus {args.num_gpus} with {on_cpu}: on CPU --num-gpus 0, or a LazyConfig with '
+            'train.ddp.device_ids=null'
+        )
+    if args.eval_only and not weights and (lazy or not args.resume):
+        raise ValueError(f'--eval-only needs {start}, a checkpoint of the detector')
+
+
+def main(args: argparse.Namespace):
+    env.setup_environment()
+    for data in args.coco:
+        register_coco(*data)
+    lazy = is_lazy(Path(args.config_file))
+    return script('lazyconfig_train_net' if lazy else 'train_net').main(args)
+
+
+def run() -> None:
+    args = parse_args()
+    env.setup_environment()
+    check(args)
+    launch(
+        main,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args,),
+    )
+
+
+if __name__ == '__main__':
+    try:
+        run()
+    except KeyboardInterrupt:
+        sys.exit('\ninterrupted; --resume goes on from the last checkpoint')
+    except (AssertionError, ImportError, LookupError, OSError, RuntimeError) as error:
+        sys.exit(f'error: {error}')  # of what goes wrong in training detectron2 logs the traceback
+    except (TypeError, ValueError) as error:
+        sys.exit(f'error: {error}')
