@@ -18,7 +18,7 @@ from timm_topo.stages import Stage, graph_stages
 
 from .network import choose_levels, create_network, cut, frozen_parameters, modules_of
 from .norm import convert_norm, freeze_parameters, frozen_names
-from .pixels import FORMATS, Pixels
+from .pixels import Pixels, channels_of
 
 __all__ = ['TopoBackbone', 'topo_backbone']
 
@@ -61,7 +61,9 @@ class TopoBackbone(Backbone):
         pixel_mean: What the detector subtracts, per channel in the order of ``input_format``, for
             values from 0 to 255. By default images arrive as the classifier wants them.
         pixel_std: What it divides by then.
-        input_format: ``'RGB'``, ``'BGR'`` or ``'L'``: the order of the channels.
+        input_format: ``'RGB'``, ``'BGR'`` or ``'L'`` (gray): the order of the channels. Images of
+            any other number of channels, as many as ``pixel_mean`` has, may be called anything
+            else. Weights for colour images are adapted to them, as timm does.
         **kwargs: Options of the network.
 
     Raises:
@@ -88,8 +90,9 @@ class TopoBackbone(Backbone):
         **kwargs,
     ):
         super().__init__()
+        channels = channels_of(input_format, pixel_mean)
         if not isinstance(name, nn.Module):
-            kwargs.setdefault('in_chans', FORMATS.get(input_format, 3))
+            kwargs.setdefault('in_chans', channels)
         model, self.name, has_weights = create_network(name, pretrained, kwargs)
         levels = choose_levels(model, self.name, out_features)
         self._out_features = sorted(out_features)
@@ -100,9 +103,7 @@ class TopoBackbone(Backbone):
         self._digest = _digest(self.graphs)
         self.register_buffer('graph_digest', torch.tensor(self._digest, dtype=torch.uint8))
         self.cut_off = cut(model, self._indices)
-        frozen = frozen_parameters(
-            model, self.name, levels, freeze_at, FORMATS.get(input_format, 3)
-        )
+        frozen = frozen_parameters(model, self.name, levels, freeze_at, channels)
         self._stopped = modules_of(model, frozen)
         model = convert_norm(model, norm)
         freeze_parameters(model, frozen, self._stopped)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathManager
+from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from timm_topo.checkpoint import Origin, checkpoint_origin, read_checkpoint
@@ -102,6 +103,7 @@ def _check_origin(backbone: TopoBackbone, origin: Origin, path: str | Path) -> N
 
 def _load_into(backbone: TopoBackbone, weights: dict[str, Tensor], path: str | Path) -> LoadReport:
     body, own = backbone.model, backbone.model.state_dict()
+    weights = _adapt_stem(weights, body, backbone.pixels.channels)
     before = {name: value.clone() for name, value in own.items()}
     plain = body.plain_names() if hasattr(body, 'plain_names') else {}
     known = {*own, *filter(None, plain.values())}
@@ -122,6 +124,20 @@ def _load_into(backbone: TopoBackbone, weights: dict[str, Tensor], path: str | P
     loaded = [n for n in own if n in weights or plain.get(n) in weights]
     missing = [n for n in own if n not in loaded and not _is_counter(n)]
     return LoadReport(tuple(loaded), tuple(sorted(skipped)), tuple(missing))
+
+
+def _adapt_stem(weights: dict[str, Tensor], body: nn.Module, channels: int) -> dict[str, Tensor]:
+    """Weights for images of so many channels, where they are for colour images; as timm does."""
+    names = body.pretrained_cfg.get('first_conv') or ()
+    names = {f'{name}.weight' for name in ([names] if isinstance(names, str) else names)}
+    plain = body.plain_names() if hasattr(body, 'plain_names') else {}
+    names |= {plain.get(name) for name in names}
+    return {
+        name: adapt_input_conv(channels, value)
+        if name in names and channels != 3 and value.shape[1] == 3
+        else value
+        for name, value in weights.items()
+    }
 
 
 def _is_statistic(name: str, known: set[str]) -> bool:

@@ -397,8 +397,28 @@ def test_grey_images():
     image = torch.rand(1, 1, 64, 64)
     expected = maps_of_the_classifier_of(made, (image - 0.5) / 0.25)
     torch.testing.assert_close(made(image)['res5'], expected)
-    with pytest.raises(ValueError, match=r'does not fit images of 1 channels'):
-        TopoBackbone(TINY, input_format='L')
+
+
+@pytest.mark.parametrize(('channels', 'order'), [(1, 'L'), (5, 'multispectral')])
+@pytest.mark.parametrize('kind', ['toponet', 'dgnet'])
+def test_weights_for_colour_images_see_others(kind, channels, order, saved, tmp_path):
+    """As timm adapts them, on images as the detector normalises them; from a saved network too."""
+    model, path = saved(kind)
+    stats = dict(pixel_mean=[500.0] * channels, pixel_std=[300.0] * channels, input_format=order)
+    made = backbone(kind, path, freeze_at=2, **stats).eval()
+    name, options = NETWORKS[kind]
+    overlay = dict(pretrained=True, pretrained_cfg_overlay=dict(file=str(path)))
+    adapted = timm.create_model(name, in_chans=channels, **overlay, **options).eval()
+    timm_topo.save(model, tmp_path / 'saved')
+    folder = TopoBackbone(tmp_path / 'saved', **stats).eval()
+    x = torch.randn(2, channels, 64, 64)
+    expected = maps_of_the_classifier(adapted, x)
+    for name, value in made(x).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(folder(x)[name], expected[name], rtol=1e-4, atol=1e-4)
+    again = backbone(kind, freeze_at=2, **stats).eval()
+    again.load_state_dict(made.state_dict())
+    assert torch.equal(again(x)['res5'], made(x)['res5'])
 
 
 def maps_of_the_classifier_of(made: TopoBackbone, x: torch.Tensor) -> torch.Tensor:
@@ -516,7 +536,11 @@ def test_a_loss_that_nobody_takes_is_an_error(saved):
         (dict(freeze_at=True), r'freeze_at must be one of 0 .* got True'),
         (dict(freeze_at=5, out_features=['res4']), r'4 \(res4\); got 5'),
         (dict(norm='IN'), r"unknown norm 'IN'; known: BN, FrozenBN, SyncBN, GN"),
-        (dict(input_format='YUV'), r"unknown input_format 'YUV'; known: RGB, BGR, L"),
+        (dict(input_format='YUV'), r"unknown input_format 'YUV'; known: RGB, BGR, L, and any"),
+        (dict(input_format='RBG', pixel_mean=[0.0] * 3), r"unknown input_format 'RBG'; known: RGB"),
+        (dict(input_format='L', pixel_mean=[0.0] * 3), r'does not fit images of 1 channels'),
+        (dict(input_format='RGB', pixel_mean=[0.0] * 5), r'does not fit images of 3 channels'),
+        (dict(pixel_std=[1.0] * 4), r'pixel_std .* does not fit images of 3 channels'),
         (dict(pixel_mean=[1.0, 2.0]), r'pixel_mean \[1.0, 2.0\] does not fit images of 3 channels'),
         (dict(sparsity_weight=-1.0), r'sparsity_weight must be finite and >= 0, got -1.0'),
         (dict(sparsity='l2', sparsity_weight=1.0), r"unknown sparsity 'l2'"),
