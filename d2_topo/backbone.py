@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from detectron2.modeling import Backbone
+from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 
 from timm_topo.checkpoint import graphs_of
@@ -56,6 +57,8 @@ class TopoBackbone(Backbone):
         activation_checkpoint: Recompute in the backward pass instead of storing.
         decay_edges: Whether detectron2's optimizers decay edge weights too, with biases and
             thresholds of routers.
+        layer_decay: By how much detectron2's optimizers lower the learning rate from a layer to the
+            one before it, of timm's layers (``group_matcher``); the last has the detector's.
         sparsity_weight: lambda of TopoNet, Eq. 6; with 0, :meth:`take_losses` is empty.
         sparsity: ``'uniform'`` or ``'adaptive'``; by default the network's own.
         pixel_mean: What the detector subtracts, per channel in the order of ``input_format``, for
@@ -82,6 +85,7 @@ class TopoBackbone(Backbone):
         pretrained: bool = False,
         activation_checkpoint: bool = False,
         decay_edges: bool = False,
+        layer_decay: float = 1.0,
         sparsity_weight: float = 0.0,
         sparsity: str | None = None,
         pixel_mean: Sequence[float] | None = None,
@@ -114,7 +118,9 @@ class TopoBackbone(Backbone):
             model.set_grad_checkpointing(True)
         self._set_sparsity(model, sparsity_weight, sparsity)
         self.model = model
-        self.decay_edges = decay_edges
+        self.decay_edges, self.layer_decay = decay_edges, layer_decay
+        if not 0 < layer_decay <= 1:
+            raise ValueError(f'layer_decay must be in (0, 1], got {layer_decay}')
         #: Parameters of the detector around it that the last checkpoint did not have.
         self.unloaded = []
         cfg = model.pretrained_cfg
@@ -215,6 +221,13 @@ class TopoBackbone(Backbone):
         """Parameters without weight decay, whatever the optimizer has for the others."""
         names = set() if self.decay_edges else undecayed_parameters(self)
         return [parameter for name, parameter in self.named_parameters() if name in names]
+
+    def rate_scales(self) -> dict[nn.Parameter, float]:
+        """By how much of the detector's learning rate each parameter is trained."""
+        if self.layer_decay == 1:
+            return {}
+        groups = param_groups_layer_decay(self.model, layer_decay=self.layer_decay)
+        return {p: group['lr_scale'] for group in groups for p in group['params']}
 
     # -- weights
 

@@ -54,6 +54,7 @@ def build_topo_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TopoBackbone:
         pretrained=topo.PRETRAINED,
         activation_checkpoint=topo.ACTIVATION_CHECKPOINT,
         decay_edges=topo.DECAY_EDGES,
+        layer_decay=topo.LAYER_DECAY,
         sparsity_weight=topo.SPARSITY_WEIGHT,
         sparsity=topo.SPARSITY or None,
         pixel_mean=cfg.MODEL.PIXEL_MEAN,

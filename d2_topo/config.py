@@ -37,3 +37,5 @@ def add_topo_config(cfg: CfgNode) -> None:
     topo.SPARSITY = ''
     # Whether weight decay acts on edge weights too.
     topo.DECAY_EDGES = False
+    # By how much the learning rate is lowered from a layer to the one before it.
+    topo.LAYER_DECAY = 1.0

@@ -22,19 +22,29 @@ _detectron2_params = build.get_default_optimizer_params
 def topo_optimizer_params(model: nn.Module, *args, **kwargs) -> list[dict]:
     """detectron2's ``get_default_optimizer_params``, without weight decay on edge weights.
 
-    Unless the :class:`TopoBackbone` has ``decay_edges``; without one it is detectron2's function.
+    Unless the :class:`TopoBackbone` has ``decay_edges``; with its ``layer_decay``, learning rates
+    too depend on the layer. Without such a backbone it is detectron2's function.
+
+    Raises:
+        ValueError: A ``layer_decay`` without a ``base_lr``.
     """
     groups = _detectron2_params(model, *args, **kwargs)
     bodies = [module for module in model.modules() if isinstance(module, TopoBackbone)]
-    spared = {id(parameter) for body in bodies for parameter in body.undecayed()}
-    if not spared:
+    spared = {parameter for body in bodies for parameter in body.undecayed()}
+    scales = {p: scale for body in bodies for p, scale in body.rate_scales().items()}
+    if scales and not all('lr' in group for group in groups):
+        raise ValueError("layer_decay needs base_lr: optimizer.params.base_lr='${..lr}'")
+    if not (spared or scales):
         return groups
     found = []
     for group in groups:
-        options = {key: value for key, value in group.items() if key != 'params'}
         for parameter in group['params']:
-            decay = {'weight_decay': 0.0} if id(parameter) in spared else {}
-            found.append({'params': [parameter], **options, **decay})
+            own = {**group, 'params': [parameter]}
+            if parameter in spared:
+                own['weight_decay'] = 0.0
+            if parameter in scales:
+                own['lr'] *= scales[parameter]
+            found.append(own)
     return build.reduce_param_groups(found)
 
 

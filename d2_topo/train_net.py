@@ -24,12 +24,14 @@ except ImportError as missing:  # detectron2, which has the parser
     ).parse_known_args()
     sys.exit(f'error: {missing}')
 import detectron2
-from detectron2.config import LazyConfig, get_cfg
+from detectron2.config import CfgNode, LazyConfig, get_cfg
+from detectron2.config.defaults import _C
 from detectron2.engine import default_argument_parser, launch
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from d2_topo.data import register_coco
+from d2_topo.engine import Settings, add_engine_config, extend
 
 
 def parse_args() -> argparse.Namespace:
@@ -69,29 +71,40 @@ def script(name: str) -> ModuleType:
     return module
 
 
+def read(args: argparse.Namespace):
+    """The config of a command: yacs's or omegaconf's.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It cannot be read, or lacks a key that is given.
+    """
+    lazy = is_lazy(Path(args.config_file))
+    try:
+        if lazy:
+            return LazyConfig.apply_overrides(LazyConfig.load(args.config_file), args.opts)
+        cfg = get_cfg()
+        cfg.merge_from_file(args.config_file)
+        cfg.merge_from_list(args.opts)
+        return cfg
+    except (AssertionError, KeyError, SyntaxError, OmegaConfBaseException, YAMLError) as error:
+        told = ' '.join(str(error.__cause__ or error).split())
+        raise ValueError(f'--config-file {args.config_file}: {told}') from None
+
+
 def check(args: argparse.Namespace) -> None:
     """Find what is wrong with a command before any process is started.
 
     Raises:
-        FileNotFoundError: No config file, or a data set without its files.
-        ValueError: A config that cannot be read or be run.
+        FileNotFoundError: There is no config file.
+        ValueError: It cannot be read or be run.
     """
-    for data in args.coco:
-        register_coco(*data)
-    lazy = is_lazy(Path(args.config_file))
-    try:
-        if lazy:
-            cfg = LazyConfig.apply_overrides(LazyConfig.load(args.config_file), args.opts)
-            device, weights = cfg.train.device, cfg.train.init_checkpoint
-            several = cfg.train.ddp.get('device_ids', '') is None
-        else:
-            cfg = get_cfg()
-            cfg.merge_from_file(args.config_file)
-            cfg.merge_from_list(args.opts)
-            device, weights, several = cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS, False
-    except (AssertionError, KeyError, SyntaxError, OmegaConfBaseException, YAMLError) as error:
-        told = ' '.join(str(error.__cause__ or error).split())
-        raise ValueError(f'--config-file {args.config_file}: {told}') from None
+    cfg, several = read(args), False
+    lazy = not isinstance(cfg, CfgNode)
+    if lazy:
+        device, weights = cfg.train.device, cfg.train.init_checkpoint
+        several = cfg.train.ddp.get('device_ids', '') is None
+    else:
+        device, weights = cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS
     on_cpu, start = (
         ('train.device=cpu', 'train.init_checkpoint')
         if lazy
@@ -106,19 +119,28 @@ def check(args: argparse.Namespace) -> None:
         )
     if args.eval_only and not weights and (lazy or not args.resume):
         raise ValueError(f'--eval-only needs {start}, a checkpoint of the detector')
+    Settings.of(cfg)
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """What every process needs to know."""
+    env.setup_environment()
+    add_engine_config(_C)
+    for data in args.coco:
+        register_coco(*data)
 
 
 def main(args: argparse.Namespace):
-    env.setup_environment()
-    for data in args.coco:
-        register_coco(*data)
-    lazy = is_lazy(Path(args.config_file))
-    return script('lazyconfig_train_net' if lazy else 'train_net').main(args)
+    prepare(args)
+    cfg = read(args)
+    part = script('train_net' if isinstance(cfg, CfgNode) else 'lazyconfig_train_net')
+    extend(part, Settings.of(cfg))
+    return part.main(args)
 
 
 def run() -> None:
     args = parse_args()
-    env.setup_environment()
+    prepare(args)
     check(args)
     launch(
         main,

@@ -270,6 +270,39 @@ def test_several_machines_are_detectron2s_business(tool, monkeypatch):
     assert args.opts == ['SEED', '3']
 
 
+@pytest.mark.parametrize('system', ['yaml', 'lazy'])
+def test_parts_precision_and_average(system, tool, digits, tmp_path):
+    """By both systems; resumed; the averaged weights are a detector's checkpoint."""
+    settings = {'ACCUMULATE': 2, 'EMA_DECAY': 0.5, 'AMP.ENABLED': True, 'AMP.PRECISION': 'bfloat16'}
+
+    def command(steps: int, *options) -> list:
+        if system == 'lazy':
+            given = [f'train.{key.lower()}={value}' for key, value in settings.items()]
+            run = [*lazy_run(tmp_path, digits, *given), f'train.max_iter={steps}', *options]
+            return ['--num-gpus', 0, '--config-file', LAZY, *run]
+        given = [part for key, value in settings.items() for part in (f'SOLVER.{key}', value)]
+        scratch = [*FROM_SCRATCH, 'SOLVER.MAX_ITER', steps]
+        return small(tmp_path, digits, *given, *scratch, *options)
+
+    def saved(name: str) -> dict:
+        return torch.load(tmp_path / f'{name}.pth', weights_only=False)['model']
+
+    name = 'backbone.bottom_up.model.stages.3.nodes.0.conv_pw.weight'
+    status, _, err = tool('train_net', *command(1))
+    assert status == 0, err
+    first = saved('model_ema')[name]
+    status, _, err = tool('train_net', '--resume', *command(2))
+    assert status == 0, err
+    expected = 0.5 * first + 0.5 * saved('model_final')[name]
+    torch.testing.assert_close(saved('model_ema')[name], expected)
+    assert not torch.allclose(first, expected)
+    key = 'train.init_checkpoint=' if system == 'lazy' else 'MODEL.WEIGHTS'
+    path = tmp_path / 'model_ema.pth'
+    given = [f'{key}{path}'] if system == 'lazy' else [key, path]
+    status, _, err = tool('train_net', '--eval-only', *command(2, *given))
+    assert status == 0, err
+
+
 # -- detectron2's own scripts ---------------------------------------------------------------------
 
 
