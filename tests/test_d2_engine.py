@@ -1,4 +1,4 @@
-"""Batches in parts, bfloat16, averaged weights and layers' learning rates, against plain PyTorch."""
+"""Batches in parts, bfloat16, averaged weights, rates by layer; against plain PyTorch."""
 
 import pytest
 import torch
@@ -62,8 +62,8 @@ def test_parts_of_different_sizes_count_by_image():
 
 
 def test_losses_are_those_of_the_batch():
-    found, one = trained(Step, Settings(accumulate=3), steps=1)
-    expected, other = trained(SimpleTrainer, steps=1)
+    _, one = trained(Step, Settings(accumulate=3), steps=1)
+    _, other = trained(SimpleTrainer, steps=1)
     for name in ('square', 'mean', 'total_loss'):
         mine, theirs = (t.storage.history(name).latest() for t in (one, other))
         assert mine == pytest.approx(theirs, rel=1e-5)
