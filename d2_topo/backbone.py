@@ -97,7 +97,8 @@ class TopoBackbone(Backbone):
         channels = channels_of(input_format, pixel_mean)
         if not isinstance(name, nn.Module):
             kwargs.setdefault('in_chans', channels)
-        model, self.name, has_weights = create_network(name, pretrained, kwargs)
+        self._options = None if isinstance(name, nn.Module) else kwargs
+        model, self.name, self.has_weights = create_network(name, pretrained, kwargs)
         levels = choose_levels(model, self.name, out_features)
         self._out_features = sorted(out_features)
         self._out_feature_channels = {key: levels[key].channels for key in self._out_features}
@@ -112,7 +113,7 @@ class TopoBackbone(Backbone):
         model = convert_norm(model, norm)
         freeze_parameters(model, frozen, self._stopped)
         self._frozen = frozen_names(model)
-        self.mark_trained(() if has_weights else model.state_dict())
+        self.mark_trained(() if self.has_weights else model.state_dict())
         if activation_checkpoint:
             graph_stages(model)  # or an error: not all of timm's networks checkpoint features
             model.set_grad_checkpointing(True)
@@ -239,6 +240,30 @@ class TopoBackbone(Backbone):
         names = {name for name in but if '.connectivity.' not in name}
         #: Tensors with initial values that training would not change.
         self.stuck = names & self._frozen
+
+    def whole(self) -> nn.Module:
+        """The network as timm makes it, without classifier, with these weights: to be saved.
+
+        Raises:
+            ValueError: It was given as a model, has lost more than its end, or has other norms.
+        """
+        told = self._options is not None and not any(
+            isinstance(module, nn.GroupNorm) for module in self.model.modules()
+        )
+        if told:
+            options = {**self._options, 'num_classes': 0}
+            options.pop('checkpoint_path', None)
+            model, *_ = create_network(self.name, False, options)
+            told = len(model.feature_info) == self._indices[-1] + 1
+        if not told:
+            raise ValueError(
+                f'the backbone {self.name} is no whole network: made of a model, of group norms '
+                'instead of its own, or cut off before its last feature'
+            )
+        model.load_state_dict({**model.state_dict(), **self.model.state_dict()})
+        stats = {name: getattr(self.pixels, name).tolist() for name in ('mean', 'std')}
+        model.pretrained_cfg = {**model.pretrained_cfg, **stats}
+        return model.eval()
 
     def misfit(self, state_dict: dict[str, Tensor], prefix: str) -> str:
         """Why a detector's weights are not of this backbone; '' if they are.

@@ -162,6 +162,34 @@ def _mark_heads(detector: nn.Module, missing: Iterable[str]) -> None:
             )
 
 
+def _load_heads(detector: nn.Module, path: str) -> None:
+    """All of a detector but its backbone, which keeps the weights that it came with.
+
+    Raises:
+        ValueError: It came with none; or the checkpoint is of other heads.
+    """
+    backbone = topo_backbone(detector)
+    if not backbone.has_weights:
+        raise ValueError(
+            f'{path}?heads leaves the backbone {backbone.name} at its initial weights: make it '
+            'the folder of a saved network (MODEL.TOPO.NAME, name in a LazyConfig)'
+        )
+    [prefix] = (name for name, module in detector.named_modules() if module is backbone)
+    own = detector.state_dict()
+    kept = {name for name in own if name.startswith(f'{prefix}.')}
+    heads = {
+        name: value
+        for name, value in read_checkpoint(path).items()
+        if not name.startswith(f'{prefix}.')
+    }
+    fits = {n: v for n, v in heads.items() if n not in own or own[n].shape == v.shape}
+    if why := describe_misfit(own.keys() - kept, fits):
+        raise ValueError(f'{path} is of another detector: its heads are not these: {why}')
+    detector.load_state_dict({**{name: own[name] for name in kept}, **heads})
+    _mark_heads(detector, ())
+    _logger.info(f'{path} -> {len(heads)} tensors around the backbone {backbone.name}')
+
+
 @wraps(_detectron2_load_model)
 def _load_model(self, checkpoint):
     incompatible = _detectron2_load_model(self, checkpoint)
@@ -176,6 +204,9 @@ def _load(self, path, *args, **kwargs):
     ours = any(isinstance(module, TopoBackbone) for module in detector.modules())
     if not path:
         _mark_heads(detector, dict(detector.named_parameters()))
+    if ours and path and path.endswith('?heads'):
+        _load_heads(detector, PathManager.get_local_path(path.removesuffix('?heads')))
+        return {}
     if not path or not ours or '?' in path or path.endswith(('.pkl', '.pyth')):
         return _detectron2_load(self, path, *args, **kwargs)
     local = path if Path(path).is_dir() else PathManager.get_local_path(path)

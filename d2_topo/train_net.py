@@ -7,6 +7,7 @@ the installed detectron2, found beside its package: ``python -m tools.train_net`
 
 import argparse
 import importlib.util
+import logging
 import re
 import sys
 from pathlib import Path
@@ -24,14 +25,19 @@ except ImportError as missing:  # detectron2, which has the parser
     ).parse_known_args()
     sys.exit(f'error: {missing}')
 import detectron2
-from detectron2.config import CfgNode, LazyConfig, get_cfg
+from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
 from detectron2.config.defaults import _C
 from detectron2.engine import default_argument_parser, launch
+from detectron2.modeling import build_backbone
+from detectron2.utils import comm
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+import timm_topo
+from d2_topo.backbone import topo_backbone
 from d2_topo.data import register_coco
 from d2_topo.engine import Settings, add_engine_config, extend
+from timm_topo.checkpoint import read_checkpoint
 
 
 def parse_args() -> argparse.Namespace:
@@ -134,8 +140,26 @@ def main(args: argparse.Namespace):
     prepare(args)
     cfg = read(args)
     part = script('train_net' if isinstance(cfg, CfgNode) else 'lazyconfig_train_net')
-    extend(part, Settings.of(cfg))
-    return part.main(args)
+    settings = Settings.of(cfg)
+    extend(part, settings)
+    results = part.main(args)
+    if not args.eval_only and comm.is_main_process():
+        save_network(cfg, Path(settings.folder))
+    return results
+
+
+def save_network(cfg, folder: Path) -> None:
+    """Write the backbone of a finished run as a saved network, ``model``, for ``topo``."""
+    lazy = not isinstance(cfg, CfgNode)
+    backbone = instantiate(cfg.model.backbone) if lazy else build_backbone(cfg)
+    weights = read_checkpoint(folder / 'model_final.pth').items()
+    backbone.load_state_dict(
+        {n.removeprefix('backbone.'): v for n, v in weights if n.startswith('backbone.')}
+    )
+    try:
+        timm_topo.save(topo_backbone(backbone).whole(), folder / 'model')
+    except ValueError as error:
+        logging.getLogger('detectron2.d2_topo').info(f'{folder}/model is not written: {error}')
 
 
 def run() -> None:
