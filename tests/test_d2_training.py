@@ -31,6 +31,7 @@ import timm_topo
 from d2_topo import add_topo_config, topo_optimizer_params, zoo
 from d2_topo.data import make_digits, register_coco
 from d2_topo.train_net import script as upstream
+from timm_topo.stages import graph_stages
 
 ROOT = Path(__file__).parents[1]
 PATH = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
@@ -432,6 +433,36 @@ def test_an_optimizer_for_a_model_without_our_backbone_is_detectron2s():
         (0.3, 2),
         (0.0, 2),
     ]
+
+
+# -- topo on detectors ----------------------------------------------------------------------------
+
+
+def test_topo_measures_and_prunes_the_backbone_of_a_detector(tool, digits, tmp_path):
+    """By the folder of its run; the heads stay, and the pruned detector is trained on."""
+    run, cut = tmp_path / 'run', tmp_path / 'pruned'
+    scratch = (*FROM_SCRATCH, 'SOLVER.MAX_ITER', 1)
+    status, _, err = tool('train_net', *small(run, digits, *scratch))
+    assert status == 0, err
+    status, out, err = tool('prune', run, '--fraction', 0.1, '-o', cut, '--repeats', 1)
+    assert status == 0, err
+    status, out, err = tool('compare', run, cut, '--batch-size', 1, '--repeats', 1)
+    assert status == 0, err
+    edges = re.search(r'^edges +(\d+) +(\d+)$', out, re.MULTILINE).groups()
+    assert int(edges[1]) < int(edges[0])
+    status, _, err = tool('report', run, '-o', tmp_path / 'page.html', '--repeats', 1)
+    assert status == 0, err
+    again = ('MODEL.TOPO.NAME', cut, 'MODEL.WEIGHTS', f'{run}/model_final.pth?heads')
+    for options in (('--eval-only',), ()):
+        status, _, err = tool(
+            'train_net', *options, *small(tmp_path / 'fine', digits, *scratch), *again
+        )
+        assert status == 0, err
+    tuned = torch.load(tmp_path / 'fine' / 'model_final.pth')['model']
+    network = timm_topo.load(tmp_path / 'fine' / 'model')
+    assert sum(stage.wiring.num_edges for stage in graph_stages(network).values()) == int(edges[1])
+    name = 'stages.3.nodes.0.conv_pw.weight'
+    assert torch.equal(network.state_dict()[name], tuned[f'backbone.bottom_up.model.{name}'])
 
 
 # -- the demo -------------------------------------------------------------------------------------
