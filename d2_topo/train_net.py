@@ -30,6 +30,7 @@ from detectron2.config.defaults import _C
 from detectron2.engine import default_argument_parser, launch
 from detectron2.modeling import build_backbone
 from detectron2.utils import comm
+from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -38,6 +39,9 @@ from d2_topo.backbone import topo_backbone
 from d2_topo.data import register_coco
 from d2_topo.engine import Settings, add_engine_config, extend
 from timm_topo.checkpoint import read_checkpoint
+
+#: What the parsers of yaml, LazyConfigs and overrides raise.
+PARSERS = (HydraException, OmegaConfBaseException, YAMLError)
 
 
 def parse_args() -> argparse.Namespace:
@@ -92,7 +96,7 @@ def read(args: argparse.Namespace):
         cfg.merge_from_file(args.config_file)
         cfg.merge_from_list(args.opts)
         return cfg
-    except (AssertionError, KeyError, SyntaxError, OmegaConfBaseException, YAMLError) as error:
+    except (AssertionError, KeyError, SyntaxError, *PARSERS) as error:
         told = ' '.join(str(error.__cause__ or error).split())
         raise ValueError(f'--config-file {args.config_file}: {told}') from None
 

@@ -168,6 +168,7 @@ def test_train_resume_and_evaluate(tool, digits, weights, tmp_path, monkeypatch)
         (['--config-file', 'broken.yaml'], '--config-file broken.yaml: '),
         (['--config-file', 'broken.py'], '--config-file broken.py: '),
         (['--config-file', LAZY, 'train.seed.x=1'], 'train.seed is not a config'),
+        (['--config-file', LAZY, 'train.seed=1', '--eval-only'], '--eval-only'),
         (
             ['--num-gpus', 2, '--config-file', YAML, *SMALL],
             '--num-gpus 2 with MODEL.DEVICE cpu: on CPU --num-gpus 0, or a LazyConfig with train.d',
