@@ -16,7 +16,7 @@ from types import ModuleType
 import torch
 
 try:
-    from d2_topo import env
+    from d2_topo import add_topo_config
 except ImportError as missing:  # detectron2, which has the parser
     argparse.ArgumentParser(
         usage='%(prog)s --config-file FILE [options] [--coco NAME JSON IMAGES] [KEY VALUE ...]',
@@ -26,7 +26,6 @@ except ImportError as missing:  # detectron2, which has the parser
     sys.exit(f'error: {missing}')
 import detectron2
 from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
-from detectron2.config.defaults import _C
 from detectron2.engine import default_argument_parser, launch
 from detectron2.modeling import build_backbone
 from detectron2.utils import comm
@@ -81,6 +80,14 @@ def script(name: str) -> ModuleType:
     return module
 
 
+def default_config() -> CfgNode:
+    """detectron2's, with our keys."""
+    cfg = get_cfg()
+    add_topo_config(cfg)
+    add_engine_config(cfg)
+    return cfg
+
+
 def read(args: argparse.Namespace):
     """The config of a command: yacs's or omegaconf's.
 
@@ -92,7 +99,7 @@ def read(args: argparse.Namespace):
     try:
         if lazy:
             return LazyConfig.apply_overrides(LazyConfig.load(args.config_file), args.opts)
-        cfg = get_cfg()
+        cfg = default_config()
         cfg.merge_from_file(args.config_file)
         cfg.merge_from_list(args.opts)
         return cfg
@@ -105,9 +112,11 @@ def check(args: argparse.Namespace) -> None:
     """Find what is wrong with a command before any process is started.
 
     Raises:
-        FileNotFoundError: There is no config file.
+        FileNotFoundError: There is no config file, or a data set without its files.
         ValueError: It cannot be read or be run.
     """
+    for data in args.coco:
+        register_coco(*data)
     cfg, several = read(args), False
     lazy = not isinstance(cfg, CfgNode)
     if lazy:
@@ -132,43 +141,37 @@ def check(args: argparse.Namespace) -> None:
     Settings.of(cfg)
 
 
-def prepare(args: argparse.Namespace) -> None:
-    """What every process needs to know."""
-    env.setup_environment()
-    add_engine_config(_C)
+def main(args: argparse.Namespace):
     for data in args.coco:
         register_coco(*data)
-
-
-def main(args: argparse.Namespace):
-    prepare(args)
     cfg = read(args)
     part = script('train_net' if isinstance(cfg, CfgNode) else 'lazyconfig_train_net')
+    part.get_cfg = default_config
     settings = Settings.of(cfg)
     extend(part, settings)
     results = part.main(args)
     if not args.eval_only and comm.is_main_process():
-        save_network(cfg, Path(settings.folder))
+        save_network(cfg, settings)
     return results
 
 
-def save_network(cfg, folder: Path) -> None:
+def save_network(cfg, settings: Settings) -> None:
     """Write the backbone of a finished run as a saved network, ``model``, for ``topo``."""
+    folder, file = Path(settings.folder), 'model_ema' if settings.ema_decay else 'model_final'
     lazy = not isinstance(cfg, CfgNode)
     backbone = instantiate(cfg.model.backbone) if lazy else build_backbone(cfg)
-    weights = read_checkpoint(folder / 'model_final.pth').items()
+    weights = read_checkpoint(folder / f'{file}.pth').items()
     backbone.load_state_dict(
         {n.removeprefix('backbone.'): v for n, v in weights if n.startswith('backbone.')}
     )
     try:
         timm_topo.save(topo_backbone(backbone).whole(), folder / 'model')
-    except ValueError as error:
+    except (FileExistsError, ValueError) as error:
         logging.getLogger('detectron2.d2_topo').info(f'{folder}/model is not written: {error}')
 
 
 def run() -> None:
     args = parse_args()
-    prepare(args)
     check(args)
     launch(
         main,
