@@ -38,9 +38,6 @@ class TopoBackbone(Backbone):
     trained with (nothing is done where they agree). That preprocessing is taken from the network,
     then from the checkpoint with its weights, and is saved with the detector.
 
-    A detector whose other parameters were not loaded with those of the backbone must be trained
-    before it is evaluated.
-
     Loading a state dict that lacks weights of the backbone, or has others, is an error even where
     loading is not strict: detectron2 loads what fits and only warns about the rest.
 
@@ -122,8 +119,6 @@ class TopoBackbone(Backbone):
         self.decay_edges, self.layer_decay = decay_edges, layer_decay
         if not 0 < layer_decay <= 1:
             raise ValueError(f'layer_decay must be in (0, 1], got {layer_decay}')
-        #: Parameters of the detector around it that the last checkpoint did not have.
-        self.unloaded = []
         cfg = model.pretrained_cfg
         self.pixels = Pixels(cfg['mean'], cfg['std'], pixel_mean, pixel_std, input_format)
         self.train(self.training)
@@ -150,8 +145,8 @@ class TopoBackbone(Backbone):
 
         Raises:
             RuntimeError: In training: nobody took the losses of the last forward pass.
-            ValueError: The images are smaller than the coarsest stride; or random weights are
-                frozen in training, or evaluated.
+            ValueError: The images are smaller than the coarsest stride; or, in training, random
+                weights are frozen.
         """
         if min(x.shape[-2:]) < self.size_divisibility:
             raise ValueError(
@@ -164,15 +159,6 @@ class TopoBackbone(Backbone):
                 f'{min(self.stuck)}, would stay at their initial values (freeze_at, FrozenBN): '
                 'give the weights that timm trained (MODEL.WEIGHTS, train.init_checkpoint), of '
                 'this network itself, or train with norm BN, SyncBN or GN and freeze_at=0'
-            )
-        if self.training:
-            self.unloaded = []
-        elif self.unloaded and not torch.jit.is_tracing():  # as for counting operations
-            raise ValueError(
-                f'{len(self.unloaded)} parameters of the detector were not in its checkpoint, or '
-                f'had other shapes, and were not trained since: {", ".join(self.unloaded[:4])}'
-                f'{"..." * (len(self.unloaded) > 4)}; to evaluate it, give a checkpoint of this '
-                'detector (MODEL.WEIGHTS, train.init_checkpoint)'
             )
         x = self.pixels(x)
         due = self.training and self.sparsity_weight > 0

@@ -3,8 +3,7 @@
 Importing this module lets every ``DetectionCheckpointer`` load them: ``MODEL.WEIGHTS`` and
 ``train.init_checkpoint`` may name a checkpoint of timm or a saved network. detectron2 has no place
 for other formats, so :func:`_load` stands in front of ``DetectionCheckpointer.load``; what is not
-timm's goes on as ever. Either way the backbone learns which heads were not loaded, see
-:class:`TopoBackbone`.
+timm's goes on as ever. Either way a detector is not evaluated with heads that were not loaded.
 """
 
 import logging
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 
+import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathManager
 from timm.models import adapt_input_conv
@@ -153,13 +153,25 @@ def _is_counter(name: str) -> bool:
 
 
 def _mark_heads(detector: nn.Module, missing: Iterable[str]) -> None:
-    """Note in the backbone which other parameters of its detector no checkpoint had."""
+    """Refuse to evaluate a detector until its heads, which no checkpoint had, are trained."""
+    prefixes = [name for name, m in detector.named_modules() if isinstance(m, TopoBackbone)]
     parameters = {name for name, _ in detector.named_parameters()}
-    for prefix, module in detector.named_modules():
-        if isinstance(module, TopoBackbone):
-            module.unloaded = sorted(
-                name for name in parameters & set(missing) if not name.startswith(prefix)
-            )
+    unloaded = {n for n in parameters & set(missing) if not n.startswith(tuple(prefixes))}
+    if not hasattr(detector, 'unloaded') and prefixes:
+        detector.register_forward_pre_hook(_check_heads)
+    detector.unloaded = sorted(unloaded) if prefixes else []
+
+
+def _check_heads(detector: nn.Module, inputs: tuple) -> None:
+    if detector.training:
+        detector.unloaded = []
+    elif detector.unloaded and not torch.jit.is_tracing():  # as for counting operations
+        raise ValueError(
+            f'{len(detector.unloaded)} parameters of the detector were not in its checkpoint, or '
+            f'had other shapes, and were not trained since: {", ".join(detector.unloaded[:4])}'
+            f'{"..." * (len(detector.unloaded) > 4)}; to evaluate it, give a checkpoint of this '
+            'detector (MODEL.WEIGHTS, train.init_checkpoint)'
+        )
 
 
 def _load_heads(detector: nn.Module, path: str) -> None:
@@ -204,7 +216,7 @@ def _load(self, path, *args, **kwargs):
     ours = any(isinstance(module, TopoBackbone) for module in detector.modules())
     if not path:
         _mark_heads(detector, dict(detector.named_parameters()))
-    if ours and path and path.endswith('?heads'):
+    elif ours and path.endswith('?heads'):
         _load_heads(detector, PathManager.get_local_path(path.removesuffix('?heads')))
         return {}
     if not path or not ours or '?' in path or path.endswith(('.pkl', '.pyth')):

@@ -13,18 +13,8 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-import torch
-
-try:
-    from d2_topo import add_topo_config
-except ImportError as missing:  # detectron2, which has the parser
-    argparse.ArgumentParser(
-        usage='%(prog)s --config-file FILE [options] [--coco NAME JSON IMAGES] [KEY VALUE ...]',
-        description=__doc__.splitlines()[0],
-        epilog=f"All options but --coco are detectron2's. {missing}",
-    ).parse_known_args()
-    sys.exit(f'error: {missing}')
 import detectron2
+import torch
 from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
 from detectron2.engine import default_argument_parser, launch
 from detectron2.modeling import build_backbone
@@ -34,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 import timm_topo
+from d2_topo import add_topo_config
 from d2_topo.backbone import topo_backbone
 from d2_topo.data import register_coco
 from d2_topo.engine import Settings, add_engine_config, extend

@@ -256,6 +256,7 @@ def test_a_step_that_failed_does_not_spoil_the_next():
 def test_several_machines_are_detectron2s_business(tool, monkeypatch):
     """Its options reach its launcher as they are."""
     launched = []
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     monkeypatch.setattr(
         'detectron2.engine.launch', lambda main, *args, **kwargs: launched.append((args, kwargs))
     )
