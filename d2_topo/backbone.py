@@ -117,6 +117,8 @@ class TopoBackbone(Backbone):
         self._set_sparsity(model, sparsity_weight, sparsity)
         self.model = model
         self.decay_edges, self.layer_decay = decay_edges, layer_decay
+        #: Of the trainer, where it is ours: ``d2_topo.engine.Settings``.
+        self.settings = None
         if not 0 < layer_decay <= 1:
             raise ValueError(f'layer_decay must be in (0, 1], got {layer_decay}')
         cfg = model.pretrained_cfg

@@ -19,6 +19,7 @@ from timm_topo.checkpoint import migrate
 
 from .backbone import TopoBackbone
 from .data import check_categories
+from .engine import Settings
 from .meta_arch import DETECTORS, TopologyLoss
 
 __all__ = [
@@ -69,7 +70,9 @@ def build_topo_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TopoBackbone:
     body = TopoBackbone(
         network['architecture'], topo.OUT_FEATURES, **options, **network['model_args']
     )
-    body.register_forward_pre_hook(partial(_check_data, cfg.DATASETS.TRAIN, _categories(cfg)))
+    body.register_forward_pre_hook(
+        partial(_check_training, cfg.DATASETS.TRAIN, _categories(cfg), Settings.of(cfg))
+    )
     return body
 
 
@@ -85,10 +88,18 @@ def _categories(cfg: CfgNode) -> dict[str, int]:
     return found
 
 
-def _check_data(names: Sequence[str], categories: dict[str, int], body: TopoBackbone, _) -> None:
-    """Before every step of training: by then the data sets were loaded, by whichever script."""
-    if body.training:
-        check_categories(names, **categories)
+def _check_training(
+    names: Sequence[str], categories: dict[str, int], settings: Settings, body: TopoBackbone, _
+) -> None:
+    """Before every step: by then the data sets were loaded, by whichever script and trainer."""
+    if not body.training:
+        return
+    check_categories(names, **categories)
+    if settings.extra and body.settings != settings:
+        raise ValueError(
+            f"detectron2's trainers do not know SOLVER.ACCUMULATE, EMA_DECAY and AMP.PRECISION "
+            f'({settings}): train with python -m d2_topo.train_net'
+        )
 
 
 @BACKBONE_REGISTRY.register()

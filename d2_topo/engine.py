@@ -20,16 +20,11 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-__all__ = ['AveragedWeights', 'Settings', 'Step', 'add_engine_config', 'extend']
+from .backbone import TopoBackbone
+
+__all__ = ['AveragedWeights', 'Settings', 'Step', 'extend']
 
 PRECISIONS = {'float16': torch.float16, 'bfloat16': torch.bfloat16}
-
-
-def add_engine_config(cfg: CfgNode) -> None:
-    """Add the keys of :class:`Settings` to a yaml config, in place."""
-    cfg.SOLVER.ACCUMULATE = 1
-    cfg.SOLVER.EMA_DECAY = 0.0
-    cfg.SOLVER.AMP.PRECISION = 'float16'
 
 
 @dataclass(frozen=True)
@@ -63,6 +58,11 @@ class Settings:
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f'the decay of averaged weights must be in [0, 1): {self.ema_decay}')
 
+    @property
+    def extra(self) -> bool:
+        """Whether detectron2's own trainers could not do it."""
+        return self.accumulate > 1 or self.ema_decay > 0 or self.precision == 'bfloat16'
+
     @classmethod
     def of(cls, cfg) -> 'Settings':
         """Those of a yaml config or a LazyConfig."""
@@ -92,6 +92,9 @@ class Step(AMPTrainer):
         precision = PRECISIONS.get(settings.precision)
         super().__init__(model, data_loader, optimizer, grad_scaler=scaler, precision=precision)
         self.settings = settings
+        for module in model.modules():
+            if isinstance(module, TopoBackbone):
+                module.settings = settings
 
     def run_step(self) -> None:
         start = time.perf_counter()
@@ -191,8 +194,8 @@ def with_average(
 
 def extend(script, settings: Settings) -> None:
     """Put the settings into one of detectron2's scripts, a module of ours alone, in place."""
-    if not (settings.accumulate > 1 or settings.ema_decay or settings.precision == 'bfloat16'):
-        return  # detectron2's own trainers do it
+    if not settings.extra:
+        return
     if not hasattr(script, 'Trainer'):  # lazyconfig_train_net
         script.SimpleTrainer = script.AMPTrainer = partial(Step, settings=settings)
         return

@@ -27,7 +27,7 @@ import timm_topo
 from d2_topo import add_topo_config
 from d2_topo.backbone import topo_backbone
 from d2_topo.data import register_coco
-from d2_topo.engine import Settings, add_engine_config, extend
+from d2_topo.engine import Settings, extend
 from timm_topo.checkpoint import read_checkpoint
 
 #: What the parsers of yaml, LazyConfigs and overrides raise.
@@ -75,7 +75,6 @@ def default_config() -> CfgNode:
     """detectron2's, with our keys."""
     cfg = get_cfg()
     add_topo_config(cfg)
-    add_engine_config(cfg)
     return cfg
 
 

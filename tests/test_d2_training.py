@@ -273,6 +273,14 @@ def test_several_machines_are_detectron2s_business(tool, monkeypatch):
     assert args.opts == ['SEED', '3']
 
 
+@pytest.mark.parametrize('option', [('ACCUMULATE', 2), ('EMA_DECAY', 0.9)])
+def test_another_trainer_does_not_ignore_them(option):
+    name, value = option
+    cfg = yaml_config(*SMALL, *FROM_SCRATCH, f'SOLVER.{name}', value)
+    with pytest.raises(ValueError, match=r'do not know SOLVER.*: train with python -m d2_topo'):
+        build_model(cfg).train().backbone(torch.zeros(2, 3, 64, 64))
+
+
 @pytest.mark.parametrize('system', ['yaml', 'lazy'])
 def test_parts_precision_and_average(system, tool, digits, tmp_path):
     """By both systems; resumed; the averaged weights are a detector's checkpoint."""
