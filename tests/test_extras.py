@@ -130,8 +130,9 @@ def check(hidden: str) -> None:
         assert len(out.splitlines()) > 5, out
 
     if error:
-        for name in ('train_net', 'demo_detection'):
-            assert run(name) == (1, '', f'error: {error}\n')
+        assert run('demo_detection') == (1, '', f'error: {error}\n')
+        with pytest.raises(ImportError, match=re.escape(error)):
+            runpy.run_module('d2_topo.train_net')
     if hidden == 'detectron2':
         files = [str(path) for path in sorted((ROOT / 'tests').glob('test_d2_*.py'))]
         with contextlib.redirect_stdout(io.StringIO()) as out:
