@@ -124,7 +124,7 @@ def test_detectors_are_printed_and_what_they_gave_is_read(name, tmp_path, monkey
     first = table.rows[0]
     for row, command in zip(table.rows, map(shlex.split, asked.commands()), strict=True):
         config = Path(command[command.index('--config-file') + 1])
-        assert command[:2] == ['python', 'tools/train_net.py']
+        assert command[:3] == ['python', '-m', 'd2_topo.train_net']
         assert config.is_file()
         assert row.name in config.stem
         assert command[-4:] == ['SEED', '0', 'OUTPUT_DIR', str(tmp_path / row.name / 'seed_0')]
