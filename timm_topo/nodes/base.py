@@ -33,7 +33,7 @@ class StageParts:
 
 @dataclass(frozen=True)
 class NodeLayers:
-    """A node as its layers: norm(convs[-1](...convs[0](act(x)))).
+    """A node as its layers: ``norm(convs[-1](...convs[0](act(x))))``.
 
     Attributes:
         act: The activation.
