@@ -37,6 +37,7 @@ class Flops:
 
     @property
     def total(self) -> int:
+        """All of them."""
         return self.conv + self.linear + self.edges
 
 

@@ -40,6 +40,7 @@ _OURS = {
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
     add_network(parser)
     amount = parser.add_mutually_exclusive_group(required=True)
     for unit, what in (('time', 'time'), ('flops', 'multiply-adds'), ('parameters', 'parameters')):
@@ -77,6 +78,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Options that do not go together, and those of this command alone."""
     if args.epochs < 0:
         parser.error(f'--epochs is 0 or more, got {args.epochs}')
     if not args.epochs and (args.control or args.training):
@@ -87,6 +89,7 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> dict:
+    """Search, save, train on; rows per budget."""
     from ..experiments.shrink import Shrinking
     from ..report.shrink import shrink_report
 
@@ -130,6 +133,7 @@ def run(args: argparse.Namespace) -> dict:
 
 
 def text(result: dict) -> str:
+    """A table of budgets, and the steps of the search."""
     rows = [result['before'], *result['rows']]
     names = ['network', 'asked', 'predicted', 'measured', 'nodes', 'parameters', 'multiply_adds']
     names += ['top1', 'top1_tuned', 'removed']

@@ -25,6 +25,7 @@ _OURS = {
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
     parser.add_argument('-o', '--output', type=Path, required=True, metavar='FOLDER')
     parser.add_argument(
         '--data', nargs='+', type=_data, required=True, metavar='LABEL=NAME[@DIR]',
@@ -49,6 +50,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Options that do not go together, and those of this command alone."""
     if len(dict(args.data)) < len(args.data) or len(set(args.seeds)) < len(args.seeds):
         parser.error('a label or a seed is given twice')
     chosen = {option.partition('=')[0] for option in args.training or ()}
@@ -57,6 +59,7 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> dict:
+    """Run the study; its tables."""
     options = parse_args([*(['-c', args.config] if args.config else []), *(args.training or ())])
     from ..experiments.study import Study
 
@@ -81,4 +84,5 @@ def _data(text: str) -> tuple[str, tuple[str, str | None]]:
 
 
 def text(result: dict) -> str:
+    """The tables."""
     return f'{result["tables"]}\nwritten: {result["output"]}'

@@ -21,6 +21,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> dict:
+    """Train one network."""
     return train(args)
 
 

@@ -23,6 +23,7 @@ CIFAR_CFG = imagenet_cfg(
 
 
 def check_sizes(**sizes: int | Sequence[int]) -> None:
+    """Refuse sizes that are no integers, or, of depths and widths, no sequences of such."""
     for name, size in sizes.items():
         many = name in ('depths', 'widths')
         if many and (not isinstance(size, (list, tuple)) or not size):

@@ -117,6 +117,7 @@ def adjacency(
 
 
 def draw_matrix(axes: Axes, panel: Panel, norm: Normalize, side: float) -> None:
+    """Draw edge weights as cells; cells without an edge are hatched."""
     n, wiring = panel.wiring.num_nodes, panel.wiring
     hatched = dict(facecolor='none', edgecolor=_HATCH, hatch='/////', linewidth=0)
     axes.add_collection(PolyCollection(_cells(_absent(wiring)), label='absent', **hatched))

@@ -157,6 +157,7 @@ class RunLog:
             self.board.add_histogram(f'thresholds/{name}', thresholds.float().cpu(), epoch)
 
     def close(self) -> None:
+        """Write what is left and close the files."""
         self.end_epoch()
         if self.board is not None:
             with writing(self.folder):
