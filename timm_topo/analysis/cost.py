@@ -1,4 +1,4 @@
-"""What a network costs: parameters, multiply-adds, measured milliseconds."""
+"""Costs of a network: parameters, multiply-adds, measured milliseconds."""
 
 import copy
 import logging

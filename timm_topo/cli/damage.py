@@ -2,7 +2,7 @@
 
 Removed at once, without training; with --recalibrate with new batch-norm statistics too; with
 --retrain, options of tools/train.py behind --, also after training with the edge weights that are
-left frozen. What is done is kept: the same command goes on where it was.
+left frozen. Finished work is kept: the same command goes on where it was.
 
 examples:
   topo damage output/RUN -o damage --dataset digits --order weakest strongest random --seeds 0 1 2

@@ -1,4 +1,4 @@
-"""What a checkpoint is: stages, edges, weights, costs and, with data, accuracy.
+"""Contents of a checkpoint: stages, edges, weights, costs and, with data, accuracy.
 
 examples:
   topo inspect output/RUN

@@ -1,4 +1,4 @@
-"""The networks of this package: parameters, multiply-adds and what the papers print.
+"""The networks of this package: parameters, multiply-adds and the figures of the papers.
 
 Without names, counts are those that the tests hold; names, also of timm's networks and with
 wildcards, are counted anew. Multiply-adds are those of convolutions.

@@ -1,4 +1,4 @@
-"""Draw what was learned, to .svg, .png or .pdf (an animation to .gif).
+"""Draw graphs, weights and trainings, to .svg, .png or .pdf (an animation to .gif).
 
 Of networks: graph, in layers, edges as wide as |weight|; arcs, nodes on a line; adjacency,
 matrices; histogram of |weight|; degrees, in and out. Of several networks: similarity, a matrix of

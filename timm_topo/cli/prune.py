@@ -1,6 +1,6 @@
-"""Remove weak edges and what dies with them; the result is a saved network again.
+"""Remove weak edges, and the nodes that die with them; the result is a saved network again.
 
-What is left computes what the network computes with these edges at zero. Train it with
+The smaller network computes the same as the larger one with these edges at zero. Train it with
 ``topo retrain pruned``, export it with ``topo export pruned -o pruned.onnx``, load it with
 ``timm_topo.load('pruned')``.
 

@@ -3,8 +3,8 @@
 --weights says what becomes of its weights: fresh ones everywhere (reset), fresh ones but for the
 edge weights, which learn on (keep) or stay (frozen), or all of them, trained on (finetune,
 finetune-frozen). With --snapshots, the edge weights that a run had after so many epochs are frozen
-and the rest is trained from scratch, once for each (TopoNet, section 4.5, Fig. 5). What is done is
-kept: the same command goes on where it was.
+and the rest is trained from scratch, once for each (TopoNet, section 4.5, Fig. 5). Finished work
+is kept: the same command goes on where it was.
 
 examples:
   topo retrain pruned -o output/again --weights frozen -- --dataset digits --epochs 20

@@ -3,7 +3,7 @@
 A network with graphs loses nodes; a residual one of timm, by name or saved, loses blocks. What goes
 is chosen by the loss on some training images and by what it costs here: the time of the deployed
 network on this device, or multiply-adds, or parameters. The result is a saved network for
-timm_topo.load and topo export. What is done is kept: the same command goes on where it was. Behind
+timm_topo.load and topo export. Finished work is kept: the same command goes on where it was. Behind
 -- come options of topo train, for the training afterwards.
 
 examples:

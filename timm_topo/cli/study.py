@@ -2,7 +2,7 @@
 
 For every data set and seed: train the full graph, sweep thresholds, prune at one, train the rest
 from scratch, with as many channels and with as many parameters as before. Then results.csv,
-sweep.csv, characteristics.csv, tables, and figures like the paper's 2 to 6. What is done is kept:
+sweep.csv, characteristics.csv, tables, and figures like the paper's 2 to 6. Finished work is kept:
 the same command goes on where it was. Behind -- come options of topo train, for all trainings.
 
 examples:

@@ -26,4 +26,4 @@ def run(args: argparse.Namespace) -> dict:
 
 
 def text(result: dict) -> None:
-    """Nothing more: training tells what it does."""
+    """Nothing more: training has its own output."""

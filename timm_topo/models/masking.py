@@ -1,4 +1,4 @@
-"""What the networks of MaskConnect share: options of masks, given by name or as a rule."""
+"""Shared by the networks of MaskConnect: options of masks, given by name or as a rule."""
 
 from collections.abc import Sequence
 

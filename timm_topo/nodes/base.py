@@ -1,4 +1,4 @@
-"""What a kind of node contributes to a stage, and nodes that declare their layers."""
+"""The parts that a kind of node gives to a stage, and nodes that declare their layers."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What a re-wired network of timm can do, whatever its family."""
+"""Common abilities of re-wired networks of timm."""
 
 import math
 from collections.abc import Iterator
