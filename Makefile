@@ -1,7 +1,8 @@
 # make demo             train, prune, export and show a small network on built-in data (4 minutes)
 # make demo-detection   transfer one to a detector, where detectron2 is installed (4 minutes)
 # make bench            times and memory beside plain networks (docs/performance.md)
-# make test             lint and the whole test suite (about 15 minutes)
+# make docs             the documentation as a site, output/site/index.html; fails on a broken link
+# make test             lint, documentation and the whole test suite (about 15 minutes)
 # All make their own virtual environment in .venv the first time (a few GB of downloads);
 # with DETECTRON2=0 it is another one, .venv-plain, without detectron2.
 
@@ -13,11 +14,11 @@ STAMP  := $(VENV)/.installed
 JOBS   ?= 2
 TIMM_TESTS := $(VENV)/timm-tests
 
-.PHONY: demo demo-detection bench test lint unit upstream clean help
+.PHONY: demo demo-detection bench docs test lint unit upstream clean help
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n 's/^# //p' Makefile | head -6
+	@sed -n 's/^# //p' Makefile | head -7
 
 demo: $(STAMP)
 	@$(BIN)/python tools/demo.py --output output/demo
@@ -30,7 +31,11 @@ bench: $(STAMP)
 	@$(BIN)/python tools/benchmark.py --suite main cifar routed rewired pruned memory growth start compile \
 	  --json output/performance.json --markdown output/performance.md
 
-test: lint unit upstream
+docs: $(STAMP)
+	@echo '== documentation (mkdocs)'
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict -f docs/site/mkdocs.yml
+
+test: lint docs unit upstream
 
 lint: $(STAMP)
 	@echo '== lint (ruff)'

@@ -14,8 +14,10 @@ EXTRAS = {
     'analysis': ['fvcore', 'matplotlib', 'scikit-learn', 'scipy'],
     'export': ['onnx', 'onnxruntime', 'onnxscript'],
 }
+DOCS = ['mkdocs<2', 'mkdocs-material', 'mkdocstrings[python]']
 EXTRAS['all'] = sorted({requirement for extra in EXTRAS.values() for requirement in extra})
-EXTRAS['test'] = [*EXTRAS['all'], 'hypothesis', 'pytest', 'pytest-xdist', 'ruff']
+EXTRAS['docs'] = DOCS
+EXTRAS['test'] = [*EXTRAS['all'], *DOCS, 'hypothesis', 'pytest', 'pytest-xdist', 'ruff']
 EXTRAS['detection'] = ['detectron2']  # not on PyPI: installed as its own install page says
 
 setup(

@@ -289,7 +289,7 @@ def _digest(graphs: list[dict] | None) -> list[int]:
 
 
 def describe_misfit(own: Iterable[str], given: Iterable[str]) -> str:
-    """What is missing and what is too much among the names of two state dicts; '' if nothing.
+    """Missing and superfluous names between two state dicts; '' if nothing.
 
     Counters of batch norm, which frozen and other norms lack, do not matter.
     """

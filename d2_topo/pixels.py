@@ -41,10 +41,10 @@ class Pixels(nn.Module):
 
     Args:
         mean: What the classifier's training subtracted: per channel (RGB), for values from 0 to 1.
-        std: What it divided by then.
+        std: Its divisor then.
         detector_mean: What the detector subtracts: per channel in the order of ``input_format``,
             for values from 0 to 255. By default as the classifier.
-        detector_std: What it divides by then.
+        detector_std: Its divisor then.
         input_format: ``'RGB'``, ``'BGR'``, ``'L'``, or any name for other numbers of channels.
 
     Raises:

@@ -1,8 +1,11 @@
 """What several test files share: determinism, random models, a naive executor, running tools."""
 
+import argparse
 import copy
+import importlib
 import os
 import runpy
+import shlex
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -21,6 +24,7 @@ from timm_topo.connectivity import build_connectivity
 from timm_topo.executors import chunked
 from timm_topo.nodes import NODES
 from timm_topo.stages import Executor, GraphStage, use
+from timm_topo.training.options import parse_args
 from timm_topo.wiring import Wiring
 
 ROOT = Path(__file__).parents[1]
@@ -180,3 +184,22 @@ def tool(monkeypatch, capsys):
         return status, out, err
 
     return tool
+
+
+@pytest.fixture
+def check_example(monkeypatch):
+    """Function that runs a line of ``topo``, but for what it does; what its command was told."""
+
+    def check_example(line: str) -> argparse.Namespace:
+        _, name, *rest = shlex.split(line.partition(' | ')[0], comments=True)
+        module = importlib.import_module(f'timm_topo.cli.{name}')
+        seen = []
+        monkeypatch.setattr(module, 'run', lambda args: seen.append(args) or {})
+        monkeypatch.setattr(module, 'text', lambda result: '')
+        assert main([name, *rest]) == 0
+        (args,) = seen
+        if getattr(args, 'training', None):
+            parse_args(args.training)
+        return args
+
+    return check_example

@@ -411,7 +411,7 @@ class Origin:
 
 
 def checkpoint_origin(path: str | Path) -> Origin:
-    """What a checkpoint tells about its network.
+    """The network of a checkpoint, as far as it tells.
 
     Args:
         path: The folder of a saved network or the ``model.safetensors`` in one, a checkpoint of

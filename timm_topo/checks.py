@@ -50,5 +50,5 @@ def check_probability(name: str, value: float) -> float:
 
 
 def one_line(error: object, most: int = 300) -> str:
-    """What an error or a message says, on one line of at most ``most`` characters."""
+    """The text of an error or a message, on one line of at most ``most`` characters."""
     return ' '.join(str(error).split())[:most]

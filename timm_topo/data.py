@@ -210,7 +210,7 @@ def image_files(dataset: Dataset) -> tuple[ImageFiles | None, list[int] | slice]
 
 
 def summary(dataset: Dataset) -> str:
-    """What a data set consists of: images, classes, the smallest one, files that were skipped."""
+    """Contents of a data set: images, classes, the smallest one, files that were skipped."""
     if not hasattr(dataset, '__len__'):
         return 'images read in order'
     told, names, labels = f'{len(dataset):,} images', class_names(dataset), _labels(dataset)

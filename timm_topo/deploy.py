@@ -1,7 +1,7 @@
-"""Networks as they are run for good: constants in place of what was learned, no batch norm.
+"""Networks as they are run for good: constants in place of learned weights, no batch norm.
 
-A graph stage chooses how it is run whenever it is called, and what is exported is its equation. A
-deployed stage has chosen: edge weights are numbers, edges of weight 0 are gone, a sum starts from
+A graph stage chooses an executor at every call, and its equation is exported. A deployed stage is
+fixed: edge weights are numbers, edges of weight 0 are gone, a sum starts from
 an earlier one where it can, and a chain of blocks is a chain of blocks.
 """
 

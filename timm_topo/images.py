@@ -1,4 +1,4 @@
-"""Image files: what a folder of class folders holds, and how a file becomes an image."""
+"""Image files: contents of a folder of class folders, and the way from a file to an image."""
 
 import os
 from collections import Counter
@@ -78,7 +78,7 @@ class ImageFiles(Dataset):
         reader: timm reader of files and labels by number.
         mode: PIL mode to convert to.
         training: Whether others take the place of unreadable images.
-        found: What the folder holds, for folders.
+        found: Contents, of a folder.
 
     Attributes:
         unreadable: Which images could not be read so far, bool ``(N,)``, in shared memory.
@@ -135,7 +135,7 @@ class ImageFiles(Dataset):
 
 @dataclass
 class FolderContents:
-    """What a folder of class folders holds.
+    """Contents of a folder of class folders.
 
     Attributes:
         images: Number of images by folder, relative.

@@ -12,7 +12,7 @@ class Registry(dict):
     """Things of one kind by name.
 
     Args:
-        kind: What they are, for messages: ``'wiring'``, ``'node'``...
+        kind: Noun for them, in messages: ``'wiring'``, ``'node'``...
     """
 
     def __init__(self, kind: str):

@@ -1,4 +1,4 @@
-"""What a description of a network may say, whoever wrote it: plain values that one could mean."""
+"""Allowed descriptions of a network, by any writer: plain values that one could mean."""
 
 import dataclasses
 import math

@@ -76,6 +76,7 @@ class Wiring:
 
     @property
     def num_edges(self) -> int:
+        """How many edges there are."""
         return len(self.edges)
 
     @cached_property

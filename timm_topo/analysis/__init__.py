@@ -1,1 +1,1 @@
-"""What was learned, what it costs, and what remains of it after pruning."""
+"""Measures networks: graphs and weights, costs, pruning and its effects."""

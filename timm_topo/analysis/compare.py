@@ -22,7 +22,7 @@ class Cut:
 
     Attributes:
         fraction: Share of the edges asked to go.
-        model: What is left, with new batch-norm statistics.
+        model: The pruned network, with new batch-norm statistics.
         report: What went.
         at_once: Score right after the cut.
         recalibrated: Score with new batch-norm statistics.

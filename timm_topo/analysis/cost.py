@@ -1,4 +1,4 @@
-"""What a network costs: parameters, multiply-adds, measured milliseconds."""
+"""Costs of a network: parameters, multiply-adds, measured milliseconds."""
 
 import copy
 import logging
@@ -37,6 +37,7 @@ class Flops:
 
     @property
     def total(self) -> int:
+        """All of them."""
         return self.conv + self.linear + self.edges
 
 

@@ -74,9 +74,9 @@ class Search:
         unit: ``'time'``, ``'flops'`` or ``'parameters'``.
         batch_size: Images per pass, where time is measured.
         repeats: Rounds of every measurement of time.
-        ranking: What a node is worth, see :data:`timm_topo.analysis.rankings.RANKINGS`.
+        ranking: Worth of a node, see :data:`timm_topo.analysis.rankings.RANKINGS`.
         seed: Of random rankings.
-        known: What was evaluated and measured already, by kind and nodes removed; filled.
+        known: Earlier evaluations and measurements, by kind and nodes removed; new ones are added.
 
     Raises:
         ValueError: Unknown unit or ranking, no removable node, or labels that do not fit.

@@ -19,8 +19,8 @@ COMMANDS = {
     'train': 'train a network (tools/train.py, also by torchrun)',
     'retrain': 'train a wiring again, from scratch or on, edge weights frozen or not',
     'evaluate': 'loss and accuracy on a data set',
-    'inspect': 'what a network is: stages, edges, weights, costs, accuracy',
-    'prune': 'remove weak edges and what dies with them',
+    'inspect': 'stages, edges, weights, costs, accuracy of a network',
+    'prune': 'remove weak edges, and the nodes that die with them',
     'shrink': 'make a network faster: whole blocks go until a budget is met',
     'sweep': 'accuracy and size for thresholds on edge weights',
     'damage': 'accuracy over removed nodes and edges',
@@ -30,7 +30,7 @@ COMMANDS = {
     'report': 'one HTML page about a network',
     'export': 'ONNX, in eight bits too, or the graph as GraphML',
     'table': 'a table of a paper, trained: its rows x seeds beside what it prints',
-    'models': 'the networks of this package, and what the papers print',
+    'models': 'the networks of this package beside the numbers of the papers',
 }
 _EXAMPLES = """
 examples:

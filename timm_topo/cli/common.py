@@ -1,4 +1,4 @@
-"""Options that commands share, and what they stand for."""
+"""Options that commands share, and their meaning."""
 
 import argparse
 import sys
@@ -170,7 +170,7 @@ def data_of(args: argparse.Namespace, model: nn.Module) -> Dataset | None:
 
 
 def training_data(args: argparse.Namespace, model: nn.Module) -> Dataset | None:
-    """What a network is adapted to, if data are given."""
+    """The training images, if data are given."""
     if args.dataset is None:
         return None
     return _told(load_dataset(args.dataset, args.data_dir, args.train_split, image_mode(model)))
@@ -184,7 +184,7 @@ def _told(dataset: Dataset) -> Dataset:
 
 
 def described(args: argparse.Namespace) -> str:
-    """What the data are called."""
+    """Name of the data."""
     return f'{args.dataset}@{args.data_dir or ""}:{args.val_split}'
 
 

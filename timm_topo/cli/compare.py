@@ -34,6 +34,7 @@ from .common import (
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
     add_networks(parser)
     add_table(parser, 'a row per network')
     add_time(parser)
@@ -41,6 +42,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict:
+    """Measure all networks; their rows by label."""
     set_threads(args)
     models = [network(args, path, graph=False) for _, path in args.networks]
     sizes = [input_size_of(model) for model in models]
@@ -79,6 +81,7 @@ def _flat(row: dict) -> dict:
 
 
 def text(result: dict) -> str:
+    """A column per network."""
     columns = group(result['networks'], 'label')
     wanted = (
         ('top1', 'top-1 (%)', 2), ('edges', 'edges', 0), ('nodes', 'nodes', 0),

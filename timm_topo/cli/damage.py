@@ -2,7 +2,7 @@
 
 Removed at once, without training; with --recalibrate with new batch-norm statistics too; with
 --retrain, options of tools/train.py behind --, also after training with the edge weights that are
-left frozen. What is done is kept: the same command goes on where it was.
+left frozen. Finished work is kept: the same command goes on where it was.
 
 examples:
   topo damage output/RUN -o damage --dataset digits --order weakest strongest random --seeds 0 1 2
@@ -24,6 +24,7 @@ RESUMES = '; the same command goes on where it was'
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
     add_network(parser)
     parser.add_argument('-o', '--output', type=Path, required=True, metavar='FOLDER')
     parser.add_argument(
@@ -49,11 +50,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Options that do not go together."""
     if args.training is not None and args.retrain is None:
         parser.error('options behind -- are for --retrain')
 
 
 def run(args: argparse.Namespace) -> dict:
+    """Remove, measure, draw; the rows of nodes and edges."""
     from ..experiments.damage import Damage
 
     model = network(args)
@@ -87,6 +90,7 @@ def run(args: argparse.Namespace) -> dict:
 
 
 def text(result: dict) -> str:
+    """Accuracy, and a table over removed edges."""
     names = ['order', 'seed', 'removed', 'edges', 'connected']
     names += ['top1', 'top1_recalibrated', 'top1_retrained']
     columns = [name for name in names if any(name in row for row in result['edges'])]

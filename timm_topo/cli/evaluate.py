@@ -17,12 +17,14 @@ from .common import add_data, add_network, data_of, has_weights, network
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
     add_network(parser)
     parser.add_argument('--batch-size', type=positive, default=128, help='default: %(default)s')
     add_data(parser, required=True)
 
 
 def run(args: argparse.Namespace) -> dict:
+    """Loss and accuracies."""
     if not has_weights(args.network):
         raise ValueError(f'{args.network} is a name without weights: give {args.network}@FILE')
     model = network(args, graph=False)
@@ -37,6 +39,7 @@ def run(args: argparse.Namespace) -> dict:
 
 
 def text(result: dict) -> str:
+    """One line."""
     return (
         f'top-1 {result["top1"]:.2f}%, top-5 {result["top5"]:.2f}%, loss {result["loss"]:.4f} on '
         f'{result["images"]:,} images'

@@ -28,6 +28,7 @@ from .common import add_data, add_network, data_of, images_of, network, training
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
     add_network(parser)
     parser.add_argument('-o', '--output', required=True, metavar='FILE', help='.onnx or .graphml')
     parser.add_argument('--input-size', type=positive, nargs=3, metavar='N', help='C H W, of ONNX')
@@ -40,6 +41,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Options that do not go together."""
     if args.int8 and args.dataset is None:
         parser.error('--int8 needs --dataset')
     if args.int8 and Path(args.output).suffix == '.graphml':
@@ -47,6 +49,7 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> dict:
+    """Write the file; how far it is from PyTorch."""
     kind = Path(args.output).suffix
     if kind not in ('.onnx', '.graphml'):
         raise ValueError(f'{args.output} is neither .onnx nor .graphml')
@@ -84,6 +87,7 @@ def _int8(args: argparse.Namespace, model: nn.Module) -> dict:
 
 
 def text(result: dict) -> str:
+    """Size of a graph, or differences and accuracies."""
     if 'difference' not in result:
         return f'{result["nodes"]} nodes, {result["edges"]} edges'
     lines = [f'onnxruntime agrees with PyTorch to {result["difference"]:.2g}']

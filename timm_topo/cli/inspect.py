@@ -1,4 +1,4 @@
-"""What a checkpoint is: stages, edges, weights, costs and, with data, accuracy.
+"""Contents of a checkpoint: stages, edges, weights, costs and, with data, accuracy.
 
 examples:
   topo inspect output/RUN
@@ -20,6 +20,7 @@ from .common import add_data, add_network, data_of, images_of, network, table
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
     add_network(parser)
     add_data(parser)
     parser.add_argument('--edges', action='store_true', help='list every edge and its weight')
@@ -30,6 +31,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict:
+    """Stages, weights, costs, accuracy."""
     model = network(args)
     known = not is_routed(model) or args.dataset is not None
     weights = edge_weights(model, images_of(args, model)) if known else {}
@@ -90,6 +92,7 @@ def _kind(stage: Stage) -> str:
 
 
 def text(result: dict) -> str:
+    """A paragraph per stage."""
     size = 'x'.join(map(str, result['input_size']))
     total = sum(result['multiply_adds'].values())
     lines = [

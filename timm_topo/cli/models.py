@@ -1,4 +1,4 @@
-"""The networks of this package: parameters, multiply-adds and what the papers print.
+"""The networks of this package: parameters, multiply-adds and the figures of the papers.
 
 Without names, counts are those that the tests hold; names, also of timm's networks and with
 wildcards, are counted anew. Multiply-adds are those of convolutions.
@@ -25,6 +25,7 @@ _COUNTS = Path(models.__path__[0]) / 'counts.json'
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
     parser.add_argument('models', nargs='*', metavar='NAME', help='timm names, wildcards allowed')
     parser.add_argument(
         '--input-size', nargs=3, type=positive, metavar=('C', 'H', 'W'),
@@ -33,11 +34,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Options that do not go together."""
     if args.input_size and not args.models:
         parser.error('--input-size needs names')
 
 
 def run(args: argparse.Namespace) -> dict:
+    """Counts of the networks, known or counted anew."""
     known = json.loads(_COUNTS.read_text(encoding='utf-8'))
     if not args.models:
         listed = [name for name in timm.list_models(list(known)) if not name.startswith('test_')]
@@ -76,6 +79,7 @@ def _counted(name: str, size: list[int] | None, counts: dict) -> dict:
 
 
 def text(result: dict) -> str:
+    """A table with a row per network."""
     head = ['model', 'input', 'parameters', 'conv M multiply-adds', 'total', 'paper: parameters']
     head += ['G multiply-adds', 'top-1 (%)', 'of']
     lines = []

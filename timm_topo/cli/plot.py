@@ -1,4 +1,4 @@
-"""Draw what was learned, to .svg, .png or .pdf (an animation to .gif).
+"""Draw graphs, weights and trainings, to .svg, .png or .pdf (an animation to .gif).
 
 Of networks: graph, in layers, edges as wide as |weight|; arcs, nodes on a line; adjacency,
 matrices; histogram of |weight|; degrees, in and out. Of several networks: similarity, a matrix of
@@ -35,6 +35,7 @@ KINDS = (*_OF_NETWORKS, *_OF_SEVERAL, *_OF_RUNS, 'images')
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
     parser.add_argument('kind', choices=KINDS, metavar='KIND', help=', '.join(KINDS))
     add_networks(parser)
     parser.add_argument('-o', '--output', type=Path, required=True, metavar='FILE')
@@ -49,11 +50,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Options that do not go together."""
     if args.kind in _OF_RUNS and len(args.networks) > 1:
         parser.error(f'{args.kind} is of one run')
 
 
 def run(args: argparse.Namespace) -> dict:
+    """Draw one figure."""
     check_figure(args.output, ('.gif',) if args.kind == 'animation' else ('.svg', '.png', '.pdf'))
     from .. import plot
 

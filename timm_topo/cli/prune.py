@@ -1,6 +1,6 @@
-"""Remove weak edges and what dies with them; the result is a saved network again.
+"""Remove weak edges, and the nodes that die with them; the result is a saved network again.
 
-What is left computes what the network computes with these edges at zero. Train it with
+The smaller network computes the same as the larger one with these edges at zero. Train it with
 ``topo retrain pruned``, export it with ``topo export pruned -o pruned.onnx``, load it with
 ``timm_topo.load('pruned')``.
 
@@ -33,6 +33,7 @@ from .common import (
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
     add_network(parser)
     amount = parser.add_mutually_exclusive_group(required=True)
     amount.add_argument('--threshold', type=float, help='remove edges with |weight| <= this')
@@ -60,6 +61,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Options that do not go together."""
     if args.recalibrate and args.dataset is None:
         parser.error('--recalibrate needs --dataset')
     if args.threshold is not None and args.order != 'weakest':
@@ -67,6 +69,7 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> dict:
+    """Prune, save, measure; numbers before and after."""
     set_threads(args)
     model = network(args)
     data = data_of(args, model)
@@ -105,6 +108,7 @@ def run(args: argparse.Namespace) -> dict:
 
 
 def text(result: dict) -> str:
+    """The cut, and a line before and after."""
     lines = [result['report']]
     for label in ('before', 'after'):
         row = result[label]

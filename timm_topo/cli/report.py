@@ -40,6 +40,7 @@ _ROUTED = 1024  # images whose ways are followed
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
     add_network(parser)
     parser.add_argument('-o', '--output', type=Path, required=True, metavar='FILE')
     parser.add_argument('--title', help='default: name of the network')
@@ -51,6 +52,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Options that do not go together."""
     if args.output.suffix != '.html':
         parser.error(f'-o {args.output} is not .html')
     if args.damage and args.dataset is None:
@@ -58,6 +60,7 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> dict:
+    """Write the page."""
     from ..report.network import Findings, network_page
 
     set_threads(args)
@@ -122,4 +125,5 @@ def _visible(model: nn.Module, images: Tensor) -> list[np.ndarray]:
 
 
 def text(result: dict) -> str:
+    """Accuracy, if it was measured."""
     return '' if result['top1'] is None else f'top-1 {result["top1"]:.2f}%'

@@ -3,8 +3,8 @@
 --weights says what becomes of its weights: fresh ones everywhere (reset), fresh ones but for the
 edge weights, which learn on (keep) or stay (frozen), or all of them, trained on (finetune,
 finetune-frozen). With --snapshots, the edge weights that a run had after so many epochs are frozen
-and the rest is trained from scratch, once for each (TopoNet, section 4.5, Fig. 5). What is done is
-kept: the same command goes on where it was.
+and the rest is trained from scratch, once for each (TopoNet, section 4.5, Fig. 5). Finished work
+is kept: the same command goes on where it was.
 
 examples:
   topo retrain pruned -o output/again --weights frozen -- --dataset digits --epochs 20
@@ -29,6 +29,7 @@ RESUMES = '; the same command goes on where it was'
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
     add_network(parser)
     parser.add_argument('-o', '--output', type=Path, required=True, metavar='FOLDER')
     parser.add_argument(
@@ -43,6 +44,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Options that do not go together."""
     if args.snapshots is not None and args.weights not in (None, 'frozen'):
         parser.error(f'--snapshots freezes edge weights: --weights {args.weights} does not fit')
     if args.snapshots is None and args.seeds:
@@ -52,6 +54,7 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> dict:
+    """Train once, or once per snapshot; the accuracies."""
     if args.snapshots is None:
         return _once(args)
     from .. import plot
@@ -98,6 +101,7 @@ def _once(args: argparse.Namespace) -> dict:
 
 
 def text(result: dict) -> str:
+    """A table of snapshots, or one line."""
     if 'rows' in result:
         columns = ['epoch', 'seed', 'top1', 'edges', 'mean_abs_weight']
         return f'{table(result["rows"], columns)}\n\nwritten: {result["output"]}'

@@ -38,6 +38,7 @@ from .common import (
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
     add_network(parser)
     parser.add_argument(
         '--images', type=positive, metavar='N', help='whose paths count (default: all)'
@@ -53,6 +54,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict:
+    """Open edges per stage, and rows per threshold."""
     taus = [check_tau(tau) for tau in args.tau]
     check_figure(args.figure)
     set_threads(args)
@@ -124,6 +126,7 @@ def _draw(routes: dict[str, StageRouting], names: list[str] | None, args: argpar
 
 
 def text(result: dict) -> str:
+    """A line per stage, and a table of thresholds."""
     lines = [f'{name}: {route}' for name, route in result['stages'].items()]
     if result['rows']:
         columns = list(dict.fromkeys(key for row in result['rows'] for key in row))

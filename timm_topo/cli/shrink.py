@@ -3,7 +3,7 @@
 A network with graphs loses nodes; a residual one of timm, by name or saved, loses blocks. What goes
 is chosen by the loss on some training images and by what it costs here: the time of the deployed
 network on this device, or multiply-adds, or parameters. The result is a saved network for
-timm_topo.load and topo export. What is done is kept: the same command goes on where it was. Behind
+timm_topo.load and topo export. Finished work is kept: the same command goes on where it was. Behind
 -- come options of topo train, for the training afterwards.
 
 examples:
@@ -40,6 +40,7 @@ _OURS = {
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
     add_network(parser)
     amount = parser.add_mutually_exclusive_group(required=True)
     for unit, what in (('time', 'time'), ('flops', 'multiply-adds'), ('parameters', 'parameters')):
@@ -82,6 +83,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Options that do not go together, and those of this command alone."""
     if args.epochs < 0:
         parser.error(f'--epochs is 0 or more, got {args.epochs}')
     if not args.epochs and (args.control or args.training):
@@ -92,6 +94,7 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> dict:
+    """Search, save, train on; rows per budget."""
     from ..experiments.shrink import Shrinking
     from ..report.shrink import shrink_report
 
@@ -136,6 +139,7 @@ def run(args: argparse.Namespace) -> dict:
 
 
 def text(result: dict) -> str:
+    """A table of budgets, and the steps of the search."""
     rows = [result['before'], *result['rows']]
     names = ['network', 'asked', 'predicted', 'measured', 'nodes', 'parameters', 'multiply_adds']
     names += ['top1', 'top1_tuned', 'removed']

@@ -33,6 +33,7 @@ RESUMES = '; with --csv the same command goes on where it was'
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
     add_networks(parser)
     parser.add_argument(
         '--thresholds', type=float, nargs='+', default=THRESHOLDS, metavar='TAU',
@@ -44,6 +45,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict:
+    """Rows per threshold."""
     check_figure(args.figure)
     twice = {one for one in args.networks if args.networks.count(one) > 1}
     if twice:
@@ -66,6 +68,7 @@ def run(args: argparse.Namespace) -> dict:
 
 
 def text(result: dict) -> str:
+    """A table with a row per threshold."""
     lines, rows = [], result['rows']
     for label, of_label in group(rows, 'label').items():
         for threshold, at in group(of_label, 'threshold').items():

@@ -21,8 +21,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> dict:
+    """Train one network."""
     return train(args)
 
 
 def text(result: dict) -> None:
-    """Nothing more: training tells what it does."""
+    """Nothing more: training has its own output."""

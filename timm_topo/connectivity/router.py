@@ -39,7 +39,7 @@ class RouterConnectivity(Connectivity):
     Args:
         wiring: The wiring.
         channels: C, channels of the maps.
-        router_init: What every edge weighs at first, whatever the image: b_ij = logit(router_init)
+        router_init: Weight of every edge at first, for all images: b_ij = logit(router_init)
             and w_ij = 0 (the paper is silent). 0.5, the default, is where sigmoid learns fastest;
             near 1, a re-wired network computes about what it did with its shortcuts.
         tau: Initial threshold in [0, 1), below router_init; 0 keeps every edge.

@@ -29,7 +29,7 @@ class NaiveSum(_Baseline):
 
 
 class NodesAlone(_Baseline):
-    """No edges: each node reads the map before it, unweighed. What the nodes alone cost.
+    """No edges: each node reads the map before it, unweighed. Cost of the nodes alone.
 
     So all nodes are in the backward pass, as they are in the network. Where the map before has
     another shape, a node reads its last source.

@@ -1,4 +1,4 @@
-"""What every node of every stage read: recorders, and the adjacency of a batch (DG-Net, 3.4)."""
+"""Reads of every node of every stage: recorders, and the adjacency of a batch (DG-Net, 3.4)."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -32,21 +32,21 @@ _FREE = FREE | {'from_saved', 'kd_model_name'}  # in the folder, which may move
 class Shrinking:
     """Networks of several budgets, made of one, trained on and compared.
 
-    What is evaluated or trained is kept: the same call goes on where it was.
+    Evaluations and trainings are kept: the same call goes on where it was.
 
     Attributes:
         model: A network with graphs, or a residual one of timm.
         output: Where to: a folder per budget with ``model``, and ``tuned/model`` after training.
         trained: Training images, to calibrate on.
         data: Images that accuracy is measured on.
-        described: What the data are called.
+        described: Name of the data.
         budgets: Costs relative to the network, in (0, 1), in ``unit``; or None.
         drop: Instead, points of top-1 on the calibration images that may be lost.
         unit: ``'time'``, ``'flops'`` or ``'parameters'``.
         images: Calibration images, drawn at random, always the same.
         batch_size: Images per pass, where time is measured.
         repeats: Rounds of every measurement of time.
-        ranking: What a node is worth.
+        ranking: Worth of a node.
         search: ``'greedy'`` or ``'knapsack'``.
         seed: Of a random ranking.
         options: Of the training afterwards, with distillation from the network; None: none.

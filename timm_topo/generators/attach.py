@@ -8,6 +8,7 @@ __all__ = ['attached', 'computing_nodes', 'oriented']
 
 
 def computing_nodes(num_nodes: int) -> int:
+    """How many of ``num_nodes`` compute: all but input and output."""
     if num_nodes < 3:
         raise ValueError(f'a random graph needs at least one computing node, got {num_nodes} nodes')
     return num_nodes - 2

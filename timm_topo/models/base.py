@@ -1,4 +1,4 @@
-"""What every network with graph stages can do, whoever wrote the rest of it."""
+"""Common abilities of all networks with graph stages."""
 
 import inspect
 from collections.abc import Callable
@@ -61,7 +61,7 @@ class GraphNet:
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkOptions:
-    """What every network of ours takes beside its own options.
+    """Options of every network of ours, beside its own.
 
     Attributes:
         sparsity: ``'none'``, ``'uniform'`` or ``'adaptive'``: the L1 that training adds.

@@ -1,4 +1,4 @@
-"""What the networks of MaskConnect share: options of masks, given by name or as a rule."""
+"""Shared by the networks of MaskConnect: options of masks, given by name or as a rule."""
 
 from collections.abc import Sequence
 
@@ -21,6 +21,7 @@ CIFAR_CFG = imagenet_cfg(
 
 
 def check_sizes(**sizes: int | Sequence[int]) -> None:
+    """Refuse sizes that are no integers, or, of depths and widths, no sequences of such."""
     for name, size in sizes.items():
         many = name in ('depths', 'widths')
         if many and (not isinstance(size, (list, tuple)) or not size):

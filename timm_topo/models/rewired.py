@@ -71,7 +71,7 @@ def rewire(
             the projected x_0 as the others do, as in DG-Net's ResNets, instead of the stage
             input; a first convolution that must read more channels then starts anew, an identity
             shortcut becomes a projection. Another function, so only with ``exact=False``.
-        nodes: ``'branch'`` or ``'block'``: what of a block is a node.
+        nodes: ``'branch'`` or ``'block'``: the part of a block that is a node.
 
     Returns:
         The re-wired network, of a subclass of the model's class.

@@ -31,7 +31,7 @@ class TopoNet(StagedNet):
         stem_width: Channels of the stem convolution.
         stem_kernel: Its kernel size.
         stem_stride: Its stride.
-        node: What the nodes compute, a key of :data:`timm_topo.nodes.NODES`.
+        node: Operation of the nodes, a key of :data:`timm_topo.nodes.NODES`.
         wiring: What :func:`timm_topo.generators.make_wiring` takes, for all stages or one each.
         connectivity: What :func:`timm_topo.connectivity.build_connectivity` takes, likewise.
         node_ids: Per stage, the ids of the nodes that pruning left; by default all.

@@ -1,4 +1,4 @@
-"""What a node computes. All files of this folder are imported: a kind of node is one new file."""
+"""Operations of nodes. All files of this folder are imported: a kind of node is one new file."""
 
 from ..registry import import_all
 from .base import NODES, LayeredNode, NodeLayers, ShortcutEntry, StageParts, register_node

@@ -1,4 +1,4 @@
-"""What a kind of node contributes to a stage, and nodes that declare their layers."""
+"""The parts that a kind of node gives to a stage, and nodes that declare their layers."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class StageParts:
 
 @dataclass(frozen=True)
 class NodeLayers:
-    """A node as its layers: norm(convs[-1](...convs[0](act(x)))).
+    """A node as its layers: ``norm(convs[-1](...convs[0](act(x))))``.
 
     Attributes:
         act: The activation.

@@ -21,7 +21,7 @@ def accuracy_over_cost(
         way: Rows with ``measured``, the cost relative to the first, and ``calibration_top1``, in
             percent.
         chosen: Rows with ``measured``, ``top1`` and, where it was trained on, ``top1_tuned``.
-        unit: What the cost is, for the axis.
+        unit: Name of the cost, for the axis.
 
     Raises:
         ValueError: No rows, or what is not a number.

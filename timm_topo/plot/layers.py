@@ -51,7 +51,7 @@ def layered_graph(
         levels: ``(N,)`` ascending, the resolution of each node: nodes of later ones are drawn
             darker, with a line between where all of them are to the right of it.
         limit: |weight| of full width, to compare figures; by default the largest.
-        quantity: What the widths mean.
+        quantity: Meaning of the widths.
 
     Raises:
         ValueError: No edge, a wrong number of weights, labels or levels, a weight that is not
@@ -70,10 +70,10 @@ def layered_graphs(
     """Stages drawn as by :func:`layered_graph`, on one scale.
 
     Args:
-        panels: What to show, row by row.
+        panels: Graphs, row by row.
         columns: Drawings per row, at most 3 by default.
         limit: |weight| of full width; by default the largest.
-        quantity: What the widths mean.
+        quantity: Meaning of the widths.
 
     Raises:
         ValueError: No panel, or ``columns`` or ``limit`` not positive.

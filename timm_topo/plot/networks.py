@@ -90,7 +90,7 @@ def accuracy_bars(
     Args:
         scores: By group (data set), by kind (at most 6: full, thresholded...), one value per
             network. A kind may be missing in a group.
-        quantity: What the values are.
+        quantity: Meaning of the values.
 
     Raises:
         ValueError: No group, no or too many kinds, or values that are missing or not finite.
@@ -203,7 +203,7 @@ def embedding(points: Any, labels: Sequence[str], axis: str = 'principal compone
     Args:
         points: ``(n, 2)``, as from :func:`timm_topo.analysis.metrics.embed`.
         labels: What each network was trained on, at most 6 different ones.
-        axis: What the axes are.
+        axis: Meaning of the axes.
 
     Raises:
         ValueError: Shapes that do not fit, or no or too many labels.
@@ -232,7 +232,7 @@ def contact_sheet(rows: Mapping[str, Sequence], captions: Sequence[str] = ()) ->
     Args:
         rows: By name of the data set, arrays ``(H, W)`` or ``(H, W, 3)`` of bytes; None leaves a
             place empty.
-        captions: What is above the columns: names of the classes.
+        captions: Heads of the columns: names of the classes.
 
     Raises:
         ValueError: No row, or a row without images.

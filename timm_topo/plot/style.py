@@ -93,6 +93,7 @@ MOST_SERIES = len(LOOKS)
 
 
 def check_series(series: Mapping, name: str) -> None:
+    """Refuse an empty series, and more than a figure tells apart."""
     if not 1 <= len(series) <= len(LOOKS):
         raise ValueError(f'{name} shows 1 to {len(LOOKS)} series, got {len(series)}')
     for label, values in series.items():
@@ -115,6 +116,7 @@ def finite_vector(weights: Any, what: str) -> np.ndarray:
 
 
 def limit_of(limit: float | None, largest: float) -> float:
+    """The given limit, or the largest value; 1 where all are 0."""
     if limit is None:
         return float(largest) or 1.0
     if not (math.isfinite(limit) and limit > 0):

@@ -84,11 +84,11 @@ def adjacency(
     edge can be are blank.
 
     Args:
-        panels: What to show, row by row.
+        panels: Graphs, row by row.
         columns: Panels per row, at most 3 by default. Two rows, before and after: all panels
             before, then all after, and their number here.
         limit: |weight| of full colour; by default the largest.
-        quantity: What the colours mean.
+        quantity: Meaning of the colours.
 
     Raises:
         ValueError: No panel, or ``columns`` or ``limit`` not positive.
@@ -117,6 +117,7 @@ def adjacency(
 
 
 def draw_matrix(axes: Axes, panel: Panel, norm: Normalize, side: float) -> None:
+    """Draw edge weights as cells; cells without an edge are hatched."""
     n, wiring = panel.wiring.num_nodes, panel.wiring
     hatched = dict(facecolor='none', edgecolor=_HATCH, hatch='/////', linewidth=0)
     axes.add_collection(PolyCollection(_cells(_absent(wiring)), label='absent', **hatched))
@@ -183,7 +184,7 @@ def graph(
         title: Heading.
         labels: ``(N,)`` names of the nodes; their ids by default.
         limit: |weight| of full width, to compare figures; by default the largest.
-        quantity: What the widths mean.
+        quantity: Meaning of the widths.
 
     Raises:
         ValueError: No edge, a wrong number of weights or labels, a weight that is not finite, or
@@ -202,10 +203,10 @@ def graphs(
     """Stages as graphs, drawn as by :func:`graph` on one scale: the paths of classes, say.
 
     Args:
-        panels: What to show, row by row.
+        panels: Graphs, row by row.
         columns: Drawings per row, at most 3 by default.
         limit: |weight| of full width; by default the largest.
-        quantity: What the widths mean.
+        quantity: Meaning of the widths.
 
     Raises:
         ValueError: No panel, or ``columns`` or ``limit`` not positive.
@@ -359,7 +360,7 @@ def weight_histogram(
         magnitude: Whether to count |weight|, else weight over a range symmetric about 0.
         bins: Number of bins.
         title: Heading.
-        quantity: What is counted.
+        quantity: Name of the counted values.
 
     Raises:
         ValueError: No or too many series, a series that is empty or not finite, or ``bins`` < 1.

@@ -135,7 +135,7 @@ def add_histograms(
         values: ``(E,)`` by label.
         alt: What they are of, before the labels.
         caption: Text below each figure.
-        quantity: What is counted.
+        quantity: Name of the counted values.
         magnitude: Whether to count without the sign.
     """
     for labels in _parts(list(values), plot.MOST_SERIES):

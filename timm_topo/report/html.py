@@ -91,7 +91,7 @@ class Report:
         Args:
             headers: One per column.
             rows: One cell per header, anything with ``str``; None is a dash.
-            caption: What the numbers are.
+            caption: Meaning of the numbers.
 
         Raises:
             ValueError: No headers, no caption, or a row with another number of cells.
@@ -111,7 +111,7 @@ class Report:
         Args:
             figure: As from :mod:`timm_topo.plot`.
             caption: Text below it.
-            alt: What it shows, for those who cannot see it.
+            alt: Description, for those who cannot see it.
 
         Raises:
             ValueError: No caption or no alt.

@@ -21,14 +21,14 @@ __all__ = ['Findings', 'network_page']
 
 @dataclass
 class Findings:
-    """What was measured of a network; a page has the sections for which there is something.
+    """Measurements of a network; a page has the sections for which there is something.
 
     Attributes:
         flops: Multiply-adds of an image.
         latency: By batch size.
         threads: With how many threads, or on which device.
         top1: Accuracy in percent.
-        data: What it was measured on.
+        data: Name of the data.
         images: Preprocessed images ``(B, C, H, W)`` over which weights that depend on the image are
             averaged, and whose ways are compared.
         shown: The same as people see them, ``(H, W, 3)`` bytes each.
@@ -60,7 +60,7 @@ def network_page(model: nn.Module, title: str, found: Findings) -> Report:
     Args:
         model: A model with graph stages, in evaluation mode.
         title: Heading.
-        found: What was measured.
+        found: The measurements.
 
     Raises:
         ValueError: The model has no graph stage.

@@ -1,4 +1,4 @@
-"""What a stage is: wiring x edge weights x node operation, and the contract of executors."""
+"""A stage: wiring x edge weights x node operation, and the contract of executors."""
 
 from .aggregate import aggregate, aggregate_reference
 from .branch_graph import BranchGraph, layered

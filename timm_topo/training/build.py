@@ -1,4 +1,4 @@
-"""What a run is made of: data, model, task, optimizer and loaders, each from timm."""
+"""The parts of a run: data, model, task, optimizer and loaders, each from timm."""
 
 import math
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""What a run tells: a bar or lines on the console, ``summary.csv``, TensorBoard."""
+"""The output of a run: a bar or lines on the console, ``summary.csv``, TensorBoard."""
 
 import csv
 import sys
@@ -157,6 +157,7 @@ class RunLog:
             self.board.add_histogram(f'thresholds/{name}', thresholds.float().cpu(), epoch)
 
     def close(self) -> None:
+        """Write the rest and close the files."""
         self.end_epoch()
         if self.board is not None:
             with writing(self.folder):

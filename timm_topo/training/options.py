@@ -59,7 +59,7 @@ _many = dict(nargs='+', type=float)
 
 @dataclass
 class TrainingOptions:
-    """What a training is made with. Every field is an option of ``topo train``, which see.
+    """Options of a training. Every field is an option of ``topo train``.
 
     Raises:
         ValueError: A value that the option does not allow.
@@ -337,7 +337,7 @@ def parse_args(
         defaults: Options, or another YAML file with some, that override the defaults alone:
             ``args.yaml`` of a run, for one that differs from it in some.
         prog: Name of the command, for its help; by default that of the program.
-        description: What it does, for its help.
+        description: Purpose of the command, for its help.
     """
     argv = sys.argv[1:] if argv is None else list(map(str, argv))
     parser = _parser(prog=prog, description=description)

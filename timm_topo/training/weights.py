@@ -29,7 +29,7 @@ def load_weights(
         classifier: Whether to load that of as many classes.
 
     Returns:
-        What was left out or adapted, for people.
+        Tensors left out or adapted, as text.
 
     Raises:
         ValueError: The weights are of another network.

@@ -1,4 +1,4 @@
-"""What a re-wired network of timm can do, whatever its family."""
+"""Common abilities of re-wired networks of timm."""
 
 import math
 from collections.abc import Iterator
@@ -184,6 +184,7 @@ def reset_projection(projection: ConvNorm, beside: bool) -> None:
 
 @torch.no_grad()
 def reset_input_conv(conv: nn.Conv2d) -> None:
+    """Fresh weights, as timm's ResNets have."""
     nn.init.kaiming_normal_(conv.weight, mode='fan_out', nonlinearity='relu')
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)
