@@ -8,16 +8,18 @@ from pathlib import Path
 
 import torch
 from detectron2.modeling import Backbone
+from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 
 from timm_topo.checkpoint import graphs_of
+from timm_topo.connectivity import undecayed_parameters
 from timm_topo.executors import record_adjacency
 from timm_topo.sparsity import check_sparsity, check_sparsity_weight, sparsity_loss
 from timm_topo.stages import Stage, graph_stages
 
-from .network import choose_levels, create_network, cut, modules_until
-from .norm import convert_norm, freeze_modules, frozen_names
-from .pixels import FORMATS, Pixels
+from .network import choose_levels, create_network, cut, frozen_parameters, modules_of
+from .norm import convert_norm, freeze_parameters, frozen_names
+from .pixels import Pixels, channels_of
 
 __all__ = ['TopoBackbone', 'topo_backbone']
 
@@ -45,17 +47,23 @@ class TopoBackbone(Backbone):
             from ``timm.create_model`` or ``timm_topo.rewire``, which is changed in place.
         out_features: Some of ``res2``, ``res3``, ``res4``, ``res5``.
         norm: ``'FrozenBN'``, ``'BN'``, ``'SyncBN'`` or ``'GN'``, instead of batch norm.
-        freeze_at: How much is frozen, counted as in detectron2: 0 nothing, 1 the stem (what comes
-            before ``res2``), 2 the stem and ``res2``, up to 5. In training too it runs as in
-            evaluation: no path is dropped, no mask drawn, and routers close edges.
+        freeze_at: How much is frozen, counted as in detectron2: 0 nothing, 1 the stem (as timm
+            counts it), 2 the stem and whatever else ``res2`` is made of, up to 5. In training too
+            it runs as in evaluation: no path is dropped, no mask drawn, and routers close edges.
         pretrained: Whether timm fetches the weights it has under this name.
         activation_checkpoint: Recompute in the backward pass instead of storing.
+        decay_edges: Whether detectron2's optimizers decay edge weights too, with biases and
+            thresholds of routers.
+        layer_decay: By how much detectron2's optimizers lower the learning rate from a layer to the
+            one before it, of timm's layers (``group_matcher``); the last has the detector's.
         sparsity_weight: lambda of TopoNet, Eq. 6; with 0, :meth:`take_losses` is empty.
         sparsity: ``'uniform'`` or ``'adaptive'``; by default the network's own.
         pixel_mean: What the detector subtracts, per channel in the order of ``input_format``, for
             values from 0 to 255. By default images arrive as the classifier wants them.
         pixel_std: What it divides by then.
-        input_format: ``'RGB'``, ``'BGR'`` or ``'L'``: the order of the channels.
+        input_format: ``'RGB'``, ``'BGR'`` or ``'L'`` (gray): the order of the channels. Images of
+            any other number of channels, as many as ``pixel_mean`` has, may be called anything
+            else. Weights for colour images are adapted to them, as timm does.
         **kwargs: Options of the network.
 
     Raises:
@@ -73,6 +81,8 @@ class TopoBackbone(Backbone):
         freeze_at: int = 0,
         pretrained: bool = False,
         activation_checkpoint: bool = False,
+        decay_edges: bool = False,
+        layer_decay: float = 1.0,
         sparsity_weight: float = 0.0,
         sparsity: str | None = None,
         pixel_mean: Sequence[float] | None = None,
@@ -81,9 +91,11 @@ class TopoBackbone(Backbone):
         **kwargs,
     ):
         super().__init__()
+        channels = channels_of(input_format, pixel_mean)
         if not isinstance(name, nn.Module):
-            kwargs.setdefault('in_chans', FORMATS.get(input_format, 3))
-        model, self.name, has_weights = create_network(name, pretrained, kwargs)
+            kwargs.setdefault('in_chans', channels)
+        self._options = None if isinstance(name, nn.Module) else kwargs
+        model, self.name, self.has_weights = create_network(name, pretrained, kwargs)
         levels = choose_levels(model, self.name, out_features)
         self._out_features = sorted(out_features)
         self._out_feature_channels = {key: levels[key].channels for key in self._out_features}
@@ -93,16 +105,22 @@ class TopoBackbone(Backbone):
         self._digest = _digest(self.graphs)
         self.register_buffer('graph_digest', torch.tensor(self._digest, dtype=torch.uint8))
         self.cut_off = cut(model, self._indices)
+        frozen = frozen_parameters(model, self.name, levels, freeze_at, channels)
+        self._stopped = modules_of(model, frozen)
         model = convert_norm(model, norm)
-        self._stopped = modules_until(model, levels, freeze_at)
-        freeze_modules(model, self._stopped)
+        freeze_parameters(model, frozen, self._stopped)
         self._frozen = frozen_names(model)
-        self.mark_trained(() if has_weights else model.state_dict())
+        self.mark_trained(() if self.has_weights else model.state_dict())
         if activation_checkpoint:
             graph_stages(model)  # or an error: not all of timm's networks checkpoint features
             model.set_grad_checkpointing(True)
         self._set_sparsity(model, sparsity_weight, sparsity)
         self.model = model
+        self.decay_edges, self.layer_decay = decay_edges, layer_decay
+        #: Of the trainer, where it is ours: ``d2_topo.engine.Settings``.
+        self.settings = None
+        if not 0 < layer_decay <= 1:
+            raise ValueError(f'layer_decay must be in (0, 1], got {layer_decay}')
         cfg = model.pretrained_cfg
         self.pixels = Pixels(cfg['mean'], cfg['std'], pixel_mean, pixel_std, input_format)
         self.train(self.training)
@@ -188,6 +206,18 @@ class TopoBackbone(Backbone):
                 "sparsity='uniform' or 'adaptive'"
             )
 
+    def undecayed(self) -> list[nn.Parameter]:
+        """Parameters without weight decay, whatever the optimizer has for the others."""
+        names = set() if self.decay_edges else undecayed_parameters(self)
+        return [parameter for name, parameter in self.named_parameters() if name in names]
+
+    def rate_scales(self) -> dict[nn.Parameter, float]:
+        """By how much of the detector's learning rate each parameter is trained."""
+        if self.layer_decay == 1:
+            return {}
+        groups = param_groups_layer_decay(self.model, layer_decay=self.layer_decay)
+        return {p: group['lr_scale'] for group in groups for p in group['params']}
+
     # -- weights
 
     def mark_trained(self, but: Iterable[str] = ()) -> None:
@@ -198,6 +228,30 @@ class TopoBackbone(Backbone):
         names = {name for name in but if '.connectivity.' not in name}
         #: Tensors with initial values that training would not change.
         self.stuck = names & self._frozen
+
+    def whole(self) -> nn.Module:
+        """The network as timm makes it, without classifier, with these weights: to be saved.
+
+        Raises:
+            ValueError: It was given as a model, has lost more than its end, or has other norms.
+        """
+        told = self._options is not None and not any(
+            isinstance(module, nn.GroupNorm) for module in self.model.modules()
+        )
+        if told:
+            options = {**self._options, 'num_classes': 0}
+            options.pop('checkpoint_path', None)
+            model, *_ = create_network(self.name, False, options)
+            told = len(model.feature_info) == self._indices[-1] + 1
+        if not told:
+            raise ValueError(
+                f'the backbone {self.name} is no whole network: made of a model, of group norms '
+                'instead of its own, or cut off before its last feature'
+            )
+        model.load_state_dict({**model.state_dict(), **self.model.state_dict()})
+        stats = {name: getattr(self.pixels, name).tolist() for name in ('mean', 'std')}
+        model.pretrained_cfg = {**model.pretrained_cfg, **stats}
+        return model.eval()
 
     def misfit(self, state_dict: dict[str, Tensor], prefix: str) -> str:
         """Why a detector's weights are not of this backbone; '' if they are.

@@ -3,16 +3,19 @@
 Importing this module lets every ``DetectionCheckpointer`` load them: ``MODEL.WEIGHTS`` and
 ``train.init_checkpoint`` may name a checkpoint of timm or a saved network. detectron2 has no place
 for other formats, so :func:`_load` stands in front of ``DetectionCheckpointer.load``; what is not
-timm's goes on as ever.
+timm's goes on as ever. Either way a detector is not evaluated with heads that were not loaded.
 """
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 
+import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathManager
+from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from timm_topo.checkpoint import Origin, checkpoint_origin, read_checkpoint
@@ -23,6 +26,7 @@ __all__ = ['LoadReport', 'load_timm_weights']
 
 _logger = logging.getLogger('detectron2.d2_topo')
 _detectron2_load = DetectionCheckpointer.load
+_detectron2_load_model = DetectionCheckpointer._load_model
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,7 @@ def load_timm_weights(model: nn.Module, path: str | Path) -> LoadReport:
     report = _load_into(backbone, read_checkpoint(origin.weights), path)
     backbone.pixels.set(*pixels)
     backbone.mark_trained(but=report.missing)
+    _mark_heads(model, dict(model.named_parameters()))
     _logger.info(f'{path} -> backbone {backbone.name}: {report}; nothing else was loaded')
     return report
 
@@ -98,6 +103,7 @@ def _check_origin(backbone: TopoBackbone, origin: Origin, path: str | Path) -> N
 
 def _load_into(backbone: TopoBackbone, weights: dict[str, Tensor], path: str | Path) -> LoadReport:
     body, own = backbone.model, backbone.model.state_dict()
+    weights = _adapt_stem(weights, body, backbone.pixels.channels)
     before = {name: value.clone() for name, value in own.items()}
     plain = body.plain_names() if hasattr(body, 'plain_names') else {}
     known = {*own, *filter(None, plain.values())}
@@ -120,6 +126,20 @@ def _load_into(backbone: TopoBackbone, weights: dict[str, Tensor], path: str | P
     return LoadReport(tuple(loaded), tuple(sorted(skipped)), tuple(missing))
 
 
+def _adapt_stem(weights: dict[str, Tensor], body: nn.Module, channels: int) -> dict[str, Tensor]:
+    """Weights for images of so many channels, where they are for colour images; as timm does."""
+    names = body.pretrained_cfg.get('first_conv') or ()
+    names = {f'{name}.weight' for name in ([names] if isinstance(names, str) else names)}
+    plain = body.plain_names() if hasattr(body, 'plain_names') else {}
+    names |= {plain.get(name) for name in names}
+    return {
+        name: adapt_input_conv(channels, value)
+        if name in names and channels != 3 and value.shape[1] == 3
+        else value
+        for name, value in weights.items()
+    }
+
+
 def _is_statistic(name: str, known: set[str]) -> bool:
     """Of a batch norm that is a group norm here: its scale is known, its statistics are not."""
     norm, _, kind = name.rpartition('.')
@@ -132,10 +152,73 @@ def _is_counter(name: str) -> bool:
     return name.endswith('num_batches_tracked')
 
 
+def _mark_heads(detector: nn.Module, missing: Iterable[str]) -> None:
+    """Refuse to evaluate a detector until its heads, which no checkpoint had, are trained."""
+    prefixes = [name for name, m in detector.named_modules() if isinstance(m, TopoBackbone)]
+    parameters = {name for name, _ in detector.named_parameters()}
+    unloaded = {n for n in parameters & set(missing) if not n.startswith(tuple(prefixes))}
+    if not hasattr(detector, 'unloaded') and prefixes:
+        detector.register_forward_pre_hook(_check_heads)
+    detector.unloaded = sorted(unloaded) if prefixes else []
+
+
+def _check_heads(detector: nn.Module, inputs: tuple) -> None:
+    if detector.training:
+        detector.unloaded = []
+    elif detector.unloaded and not torch.jit.is_tracing():  # as for counting operations
+        raise ValueError(
+            f'{len(detector.unloaded)} parameters of the detector were not in its checkpoint, or '
+            f'had other shapes, and were not trained since: {", ".join(detector.unloaded[:4])}'
+            f'{"..." * (len(detector.unloaded) > 4)}; to evaluate it, give a checkpoint of this '
+            'detector (MODEL.WEIGHTS, train.init_checkpoint)'
+        )
+
+
+def _load_heads(detector: nn.Module, path: str) -> None:
+    """All of a detector but its backbone, which keeps the weights that it came with.
+
+    Raises:
+        ValueError: It came with none; or the checkpoint is of other heads.
+    """
+    backbone = topo_backbone(detector)
+    if not backbone.has_weights:
+        raise ValueError(
+            f'{path}?heads leaves the backbone {backbone.name} at its initial weights: make it '
+            'the folder of a saved network (MODEL.TOPO.NAME, name in a LazyConfig)'
+        )
+    [prefix] = (name for name, module in detector.named_modules() if module is backbone)
+    own = detector.state_dict()
+    kept = {name for name in own if name.startswith(f'{prefix}.')}
+    heads = {
+        name: value
+        for name, value in read_checkpoint(path).items()
+        if not name.startswith(f'{prefix}.')
+    }
+    fits = {n: v for n, v in heads.items() if n not in own or own[n].shape == v.shape}
+    if why := describe_misfit(own.keys() - kept, fits):
+        raise ValueError(f'{path} is of another detector: its heads are not these: {why}')
+    detector.load_state_dict({**{name: own[name] for name in kept}, **heads})
+    _mark_heads(detector, ())
+    _logger.info(f'{path} -> {len(heads)} tensors around the backbone {backbone.name}')
+
+
+@wraps(_detectron2_load_model)
+def _load_model(self, checkpoint):
+    incompatible = _detectron2_load_model(self, checkpoint)
+    shapes = [name for name, *_ in incompatible.incorrect_shapes]
+    _mark_heads(self.model, [*incompatible.missing_keys, *shapes])
+    return incompatible
+
+
 @wraps(_detectron2_load)
 def _load(self, path, *args, **kwargs):
     detector = getattr(self.model, 'module', self.model)  # without DistributedDataParallel
     ours = any(isinstance(module, TopoBackbone) for module in detector.modules())
+    if not path:
+        _mark_heads(detector, dict(detector.named_parameters()))
+    elif ours and path.endswith('?heads'):
+        _load_heads(detector, PathManager.get_local_path(path.removesuffix('?heads')))
+        return {}
     if not path or not ours or '?' in path or path.endswith(('.pkl', '.pyth')):
         return _detectron2_load(self, path, *args, **kwargs)
     local = path if Path(path).is_dir() else PathManager.get_local_path(path)
@@ -154,4 +237,4 @@ def _load(self, path, *args, **kwargs):
     return _detectron2_load(self, path, *args, **kwargs)
 
 
-DetectionCheckpointer.load = _load
+DetectionCheckpointer.load, DetectionCheckpointer._load_model = _load, _load_model

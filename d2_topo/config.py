@@ -10,8 +10,10 @@ __all__ = ['add_topo_config']
 def add_topo_config(cfg: CfgNode) -> None:
     """Add ``MODEL.TOPO`` to a config, in place; see :class:`d2_topo.TopoBackbone`.
 
-    ``MODEL.BACKBONE.FREEZE_AT``, ``MODEL.PIXEL_MEAN``, ``MODEL.PIXEL_STD``, ``INPUT.FORMAT`` and
-    ``MODEL.FPN`` keep detectron2's meaning.
+    ``SOLVER.ACCUMULATE``, ``SOLVER.EMA_DECAY`` and ``SOLVER.AMP.PRECISION`` are for
+    ``d2_topo.train_net``, see :class:`d2_topo.engine.Settings`. ``MODEL.BACKBONE.FREEZE_AT``,
+    ``MODEL.PIXEL_MEAN``, ``MODEL.PIXEL_STD``, ``INPUT.FORMAT`` and ``MODEL.FPN`` keep detectron2's
+    meaning.
     """
     topo = cfg.MODEL.TOPO = CfgNode()
     # A model of timm by name (ours are registered), or the folder of a saved (pruned) network.
@@ -37,3 +39,10 @@ def add_topo_config(cfg: CfgNode) -> None:
     topo.SPARSITY = ''
     # Whether weight decay acts on edge weights too.
     topo.DECAY_EDGES = False
+    # By how much the learning rate is lowered from a layer to the one before it.
+    topo.LAYER_DECAY = 1.0
+    # In how many parts a process takes its batch; decay of averaged weights, 0 is without; float16
+    # or bfloat16.
+    cfg.SOLVER.ACCUMULATE = 1
+    cfg.SOLVER.EMA_DECAY = 0.0
+    cfg.SOLVER.AMP.PRECISION = 'float16'

@@ -1,19 +1,29 @@
 """Networks of timm, prepared to hand out feature maps."""
 
+import copy
 import logging
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import timm
+import torch
 from omegaconf import DictConfig, ListConfig
 from torch import nn
 
 import timm_topo
 from timm_topo.stages import BranchGraph, CrossStageGraph
 
-__all__ = ['Level', 'choose_levels', 'create_network', 'cut', 'modules_until']
+__all__ = [
+    'Level',
+    'choose_levels',
+    'create_network',
+    'cut',
+    'frozen_parameters',
+    'modules_of',
+]
 
 _logger = logging.getLogger('detectron2.d2_topo')  # detectron2 shows what is below its own
 
@@ -24,13 +34,11 @@ class Level:
 
     Attributes:
         index: Its number among the network's ``feature_info``.
-        module: Name of the module that returns it.
         channels: Of the map.
         stride: Pixels of the image per pixel of the map.
     """
 
     index: int
-    module: str
     channels: int
     stride: int
 
@@ -93,7 +101,7 @@ def choose_levels(model: nn.Module, name: str, out_features: Sequence[str]) -> d
     levels = {}
     for index, info in enumerate(model.feature_info):
         if info['reduction'] in (4, 8, 16, 32):
-            level = Level(index, info['module'], info['num_chs'], info['reduction'])
+            level = Level(index, info['num_chs'], info['reduction'])
             levels[f'res{math.log2(level.stride):.0f}'] = level
     known = set(out_features) <= levels.keys()
     if not known or not out_features or len(set(out_features)) < len(out_features):
@@ -132,32 +140,96 @@ def _all_names(model: nn.Module) -> set[str]:
     return {*model.state_dict(), *filter(None, plain.values())}
 
 
-def modules_until(model: nn.Module, levels: dict[str, Level], freeze_at: int) -> list[str]:
-    """Names of the modules that ``freeze_at`` freezes: timm registers them as they are executed.
+def frozen_parameters(
+    model: nn.Module, name: str, levels: dict[str, Level], freeze_at: int, channels: int
+) -> set[str]:
+    """Names of the parameters that ``freeze_at`` freezes.
+
+    The stem is what timm calls so (``group_matcher``); a level is what its map depends on, by the
+    graph of gradients of one image.
 
     Args:
         model: A network of timm.
+        name: What to call it.
         levels: From :func:`choose_levels`.
-        freeze_at: 0 nothing, 1 what comes before the first level, 2 to 5 what leads to that level.
+        freeze_at: 0 nothing, 1 the stem, 2 to 5 what leads to that level.
+        channels: Of an image.
 
     Raises:
-        ValueError: Out of range.
+        ValueError: Out of range; or a network whose stem cannot be told from the rest.
     """
     known = {0: 'nothing', 1: 'the stem', **{int(key[-1]): key for key in levels}}
     if isinstance(freeze_at, bool) or freeze_at not in known:
         told = ', '.join(f'{at} ({what})' for at, what in known.items())
         raise ValueError(f'freeze_at must be one of {told}; got {freeze_at!r}')
     if freeze_at == 0:
-        return []
+        return set()
     if _has(model, BranchGraph, CrossStageGraph):
         raise ValueError(
             f'freeze_at must be 0 for a graph over several resolutions, got {freeze_at}: other '
             'edges pass its features by'
         )
     level = levels[known[freeze_at]] if freeze_at > 1 else next(iter(levels.values()))
-    names, parent = [], ''
-    for part in level.module.split('.'):
-        children = [name for name, _ in model.get_submodule(parent).named_children()]
-        names += [f'{parent}{"." if parent else ""}{n}' for n in children[: children.index(part)]]
-        parent = f'{parent}.{part}' if parent else part
-    return names if freeze_at == 1 else [*names, level.module]
+    leading = _leading_to(model, level, channels)
+    if freeze_at > 1:
+        return leading
+    stem = _stem(model)
+    if not stem or not stem <= leading:
+        others = ', '.join(str(at) for at in known if at != 1)
+        raise ValueError(
+            f'freeze_at=1: timm does not tell the stem of {name} from the rest; it may be {others}'
+        )
+    return stem
+
+
+def _stem(model: nn.Module) -> set[str]:
+    """Names of the parameters in the first of timm's groups; empty where timm has none."""
+    names = [name for name, _ in model.named_parameters()]
+    matcher = model.group_matcher() if hasattr(model, 'group_matcher') else {}
+    if callable(matcher):
+        return {name for name in names if matcher(name) == 0}
+    patterns = matcher.get('stem', [])
+    patterns = [patterns] if isinstance(patterns, str) else [pattern for pattern, _ in patterns]
+    return {name for name in names if any(re.match(pattern, name) for pattern in patterns)}
+
+
+def _leading_to(model: nn.Module, level: Level, channels: int) -> set[str]:
+    """Names of the parameters that a map depends on, in training."""
+    model = copy.deepcopy(model).train()  # batch norm counts what it sees
+    names = {id(p): name for name, p in model.named_parameters()}
+    size, device = model.pretrained_cfg['input_size'][-2:], next(model.parameters()).device
+    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        images = torch.rand(2, channels, *size, device=device)
+        [y] = model.forward_intermediates(images, indices=[level.index], intermediates_only=True)
+    found, seen, ahead = set(), set(), [y.grad_fn]
+    while ahead:
+        function = ahead.pop()
+        if function is None or function in seen:
+            continue
+        seen.add(function)
+        if hasattr(function, 'variable'):  # where gradients of a parameter are summed
+            found.add(names[id(function.variable)])
+        ahead += [before for before, _ in function.next_functions]
+    return found
+
+
+def modules_of(model: nn.Module, parameters: set[str]) -> list[str]:
+    """Names of the largest modules that have none but these parameters.
+
+    Those without any parameter are among them up to the first module with another one: timm
+    registers modules as they are executed.
+    """
+    own = {
+        name: {f'{name}.{n}'.lstrip('.') for n, _ in module.named_parameters()}
+        for name, module in model.named_modules()
+    }
+    found, before = [], bool(parameters)
+    for name, module in model.named_modules():
+        if any(name.startswith(f'{taken}.' if taken else '') for taken in found):
+            continue
+        direct = {f'{name}.{n}'.lstrip('.') for n, _ in module.named_parameters(recurse=False)}
+        if own[name] <= parameters and (own[name] or before):
+            found.append(name)
+        elif name and not direct <= parameters:
+            before = False
+    return found

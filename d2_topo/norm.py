@@ -18,7 +18,7 @@ from timm.utils import freeze
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-__all__ = ['NORMS', 'convert_norm', 'freeze_modules', 'frozen_names']
+__all__ = ['NORMS', 'convert_norm', 'freeze_parameters', 'frozen_names']
 
 
 def _group_norm(module: nn.Module) -> nn.Module:
@@ -97,11 +97,14 @@ def convert_norm(model: nn.Module, norm: str) -> nn.Module:
     return NORMS[norm](model)
 
 
-def freeze_modules(model: nn.Module, names: list[str]) -> None:
-    """No gradients for these modules of ``model``, and fixed statistics in their batch norms."""
-    if names:
-        freeze(model, names, include_bn_running_stats=True)
+def freeze_parameters(model: nn.Module, parameters: set[str], modules: list[str]) -> None:
+    """No gradients for these parameters of ``model``, and fixed statistics in these modules."""
+    if modules:
+        freeze(model, modules, include_bn_running_stats=True)
         _keep_precision(model)
+    for name, parameter in model.named_parameters():
+        if name in parameters:
+            parameter.requires_grad_(False)
 
 
 def frozen_names(model: nn.Module) -> set[str]:

@@ -1,25 +1,51 @@
-"""Which parameters detectron2's optimizers decay."""
+"""How detectron2's optimizers treat a backbone: weight decay and learning rates of its parameters.
 
-from detectron2.solver.build import get_default_optimizer_params, reduce_param_groups
+detectron2 groups parameters in one function, ``get_default_optimizer_params``, whichever trainer,
+script or config asks. It knows no exceptions by module, so :func:`topo_optimizer_params` stands in
+its place once this module is imported.
+"""
+
+from functools import wraps
+
+from detectron2 import solver
+from detectron2.solver import build
 from torch import nn
 
-from timm_topo.connectivity import undecayed_parameters
+from .backbone import TopoBackbone
 
 __all__ = ['topo_optimizer_params']
 
+_detectron2_params = build.get_default_optimizer_params
 
-def topo_optimizer_params(model: nn.Module, decay_edges: bool = False, **kwargs) -> list[dict]:
+
+@wraps(_detectron2_params)
+def topo_optimizer_params(model: nn.Module, *args, **kwargs) -> list[dict]:
     """detectron2's ``get_default_optimizer_params``, without weight decay on edge weights.
 
-    The target of ``optimizer.params`` in LazyConfigs. With ``decay_edges`` as detectron2 has it:
-    all but norms are decayed.
+    Unless the :class:`TopoBackbone` has ``decay_edges``; with its ``layer_decay``, learning rates
+    too depend on the layer. Without such a backbone it is detectron2's function.
+
+    Raises:
+        ValueError: A ``layer_decay`` without a ``base_lr``.
     """
-    names = set() if decay_edges else undecayed_parameters(model)
-    spared = {id(parameter) for name, parameter in model.named_parameters() if name in names}
-    groups = []
-    for group in get_default_optimizer_params(model, **kwargs):
-        options = {key: value for key, value in group.items() if key != 'params'}
+    groups = _detectron2_params(model, *args, **kwargs)
+    bodies = [module for module in model.modules() if isinstance(module, TopoBackbone)]
+    spared = {parameter for body in bodies for parameter in body.undecayed()}
+    scales = {p: scale for body in bodies for p, scale in body.rate_scales().items()}
+    if scales and not all('lr' in group for group in groups):
+        raise ValueError("layer_decay needs base_lr: optimizer.params.base_lr='${..lr}'")
+    if not (spared or scales):
+        return groups
+    found = []
+    for group in groups:
         for parameter in group['params']:
-            decay = {'weight_decay': 0.0} if id(parameter) in spared else {}
-            groups.append({'params': [parameter], **options, **decay})
-    return reduce_param_groups(groups)
+            own = {**group, 'params': [parameter]}
+            if parameter in spared:
+                own['weight_decay'] = 0.0
+            if parameter in scales:
+                own['lr'] *= scales[parameter]
+            found.append(own)
+    return build.reduce_param_groups(found)
+
+
+build.get_default_optimizer_params = solver.get_default_optimizer_params = topo_optimizer_params

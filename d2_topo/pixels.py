@@ -5,17 +5,39 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-__all__ = ['FORMATS', 'Pixels']
+__all__ = ['FORMATS', 'Pixels', 'channels_of']
 
 #: Channels of the formats of detectron2's ``read_image`` that networks of timm see.
 FORMATS = {'RGB': 3, 'BGR': 3, 'L': 1}
+
+
+def channels_of(input_format: str, pixel_mean: Sequence[float] | None = None) -> int:
+    """How many channels images have: one mean each, or those of a known format.
+
+    Raises:
+        ValueError: The two disagree, or neither tells.
+    """
+    known = FORMATS.get(input_format)
+    given = known if pixel_mean is None else len(pixel_mean)
+    if given is None or (known is None and given in FORMATS.values()):
+        raise ValueError(
+            f'unknown input_format {input_format!r}; known: {", ".join(FORMATS)}, and any other '
+            'name for images of another number of channels, with a pixel_mean for each'
+        )
+    if known not in (None, given):
+        raise ValueError(
+            f'pixel_mean {list(pixel_mean)} does not fit images of {known} channels '
+            f'(input_format {input_format}, INPUT.FORMAT)'
+        )
+    return given
 
 
 class Pixels(nn.Module):
     """Undoes the detector's preprocessing and applies the classifier's; nothing if they agree.
 
     The classifier's mean and std are saved with the detector. (Where the two differ, the padding
-    around an image, zeros, becomes the detector's mean colour.)
+    around an image, zeros, becomes the detector's mean colour.) A classifier of colour images knows
+    none for gray or multispectral ones: they stay as the detector hands them on.
 
     Args:
         mean: What the classifier's training subtracted: per channel (RGB), for values from 0 to 1.
@@ -23,7 +45,7 @@ class Pixels(nn.Module):
         detector_mean: What the detector subtracts: per channel in the order of ``input_format``,
             for values from 0 to 255. By default as the classifier.
         detector_std: Its divisor then.
-        input_format: ``'RGB'``, ``'BGR'`` or ``'L'``.
+        input_format: ``'RGB'``, ``'BGR'``, ``'L'``, or any name for other numbers of channels.
 
     Raises:
         ValueError: An unknown format, or not one value per channel.
@@ -38,9 +60,7 @@ class Pixels(nn.Module):
         input_format: str = 'RGB',
     ):
         super().__init__()
-        if input_format not in FORMATS:
-            raise ValueError(f'unknown input_format {input_format!r}; known: {", ".join(FORMATS)}')
-        self.channels = FORMATS[input_format]
+        self.channels = channels_of(input_format, detector_mean)
         self.flip = input_format == 'BGR'
         for name in ('mean', 'std'):
             self.register_buffer(name, torch.zeros(self.channels))
@@ -52,6 +72,13 @@ class Pixels(nn.Module):
                 given = self._checked(f'pixel_{name}', given)
                 given = given.flip(0) if self.flip else given  # RGB from here on
             self.detector[name] = given
+        if self.channels != FORMATS['RGB']:  # until weights of such a classifier are loaded
+            for name, buffer in (('mean', self.mean), ('std', self.std)):
+                default = {'mean': mean, 'std': std}[name]
+                own = self.detector[name]
+                buffer.copy_(
+                    torch.tensor(sum(default) / len(default)) if own is None else own / 255
+                )
         self.set(mean, std)
 
     def complete(
@@ -65,6 +92,8 @@ class Pixels(nn.Module):
         given = {'mean': mean, 'std': std}
         full = []
         for name, values in given.items():
+            if values is not None and len(values) == FORMATS['RGB'] != self.channels:
+                values = None  # of colour images, which these are not
             values = getattr(self, name).tolist() if values is None else values
             values = list(values) * (self.channels if len(values) == 1 else 1)
             full.append(self._checked(f"the classifier's {name}", values))

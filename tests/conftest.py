@@ -173,7 +173,8 @@ def tool(monkeypatch, capsys):
         try:
             if name in COMMANDS and name != 'train':
                 sys.exit(main([name, *map(str, args)]))
-            runpy.run_path(str(ROOT / 'tools' / f'{name}.py'), run_name='__main__')
+            folder = 'd2_topo' if name == 'train_net' else 'tools'
+            runpy.run_path(str(ROOT / folder / f'{name}.py'), run_name='__main__')
         except SystemExit as stop:  # as the interpreter does it
             status = stop.code or 0
             if isinstance(status, str):

@@ -494,15 +494,15 @@ def test_all_options_are_saved_whatever_their_defaults(name):
     assert options | ({'base'} if rewired else set()) <= describe(model)['model_args'].keys()
 
 
-def test_masks_of_older_networks_are_not_normalised():
+def test_masks_of_older_networks_lose_the_options_of_their_learning():
     """Whether the rule is named, described, or made by the options of a network."""
-    said = {'name': 'mask', 'fan_in': 2}
+    said, learning = {'name': 'mask', 'fan_in': 2}, {'centered': True, 'normalised': False}
     for given, expected in (
-        (dict(connectivity='mask'), dict(connectivity={'name': 'mask', 'normalised': False})),
-        (dict(connectivity=['alpha', said]),
-         dict(connectivity=['alpha', {**said, 'normalised': False}])),
-        (dict(fan_in=2), dict(fan_in=2, normalised=False)),
-    ):  # fmt: skip
+        (dict(connectivity='mask'), dict(connectivity={'name': 'mask'})),
+        (dict(connectivity=['alpha', {**said, **learning}]), dict(connectivity=['alpha', said])),
+        (dict(fan_in=2, **learning), dict(fan_in=2)),
+        (dict(fan_in=2), dict(fan_in=2)),
+    ):
         network = {'architecture': 'maskconnect_resnet38', 'model_args': given}
         assert checkpoint.migrate(network, 1, 'net')['model_args'] == expected
     network = {'architecture': 'toponet_alpha', 'model_args': {'num_nodes': 4}}

@@ -304,8 +304,8 @@ def needed(name: str, net) -> tuple:
     """Arguments with which a command starts."""
     if name == 'train':
         return ()
-    if name == 'study':
-        return ('-o', 'x', '--data', 'a=digits')
+    if name == 'table':
+        return ('x.yaml', '-o', 'x')
     return (*(('graph',) if name == 'plot' else ()), net, *NEEDED.get(name, ()))
 
 
@@ -328,8 +328,8 @@ def test_ctrl_c_is_130_and_says_how_to_go_on(topo, command, monkeypatch, net):
         'damage': '; the same command goes on where it was',
         'report': '; the same command goes on where damage was',
         'retrain': '; the same command goes on where it was',
-        'study': '; the same command goes on where it was',
         'sweep': '; with --csv the same command goes on where it was',
+        'table': '; the same command goes on where it was',
         'train': '; go on from the last whole epoch with --resume auto',
     }
     assert err == f'\ninterrupted{goes_on.get(name, "")}\n'

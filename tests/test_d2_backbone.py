@@ -275,7 +275,7 @@ def leads_to(made: TopoBackbone, kind: str, level: int) -> set[str]:
     """Names of the parameters that influence ``res{level}``, or the stem's output for level 1."""
     caught = []
     if level == 1:
-        first = {'dgnet': 'layer1', 'plain': 'layer1', 'topomobilenet': 'blocks.1',
+        first = {'dgnet': 'layer1', 'plain': 'layer1', 'topomobilenet': 'blocks.0',
                  'mobilenetv3': 'blocks.0', 'regnet': 's1'}.get(kind, 'stages.0')  # fmt: skip
         made.model.get_submodule(first).register_forward_pre_hook(lambda _, x: caught.append(x[0]))
     maps = made(torch.randn(2, 3, 64, 64))
@@ -307,6 +307,38 @@ def test_freeze_at_freezes_what_leads_to_that_feature(kind, level, saved):
             sum(y.square().mean() for y in maps.values()).backward()
             optimizer.step()
         torch.testing.assert_close(made.eval()(x)[f'res{level}'], before)
+
+
+#: Networks of timm whose stem is not what comes before the first level, and the stem.
+STEMS = {
+    'vit_tiny_patch16_224': ('res4', {'cls_token', 'pos_embed', 'patch_embed'}),
+    'hrnet_w18_small': ('res2', {'conv1', 'bn1', 'conv2', 'bn2'}),
+    'xception41': ('res2', {'stem'}),
+    'efficientnet_b0': ('res2', {'conv_stem', 'bn1'}),
+    'cait_xxs24_224': ('res4', {'pos_embed', 'patch_embed'}),
+}
+
+
+@pytest.mark.parametrize('name', STEMS)
+def test_stems_and_levels_of_timms_networks(name):
+    first, stem = STEMS[name]
+    size = timm.get_pretrained_cfg(name).input_size
+    made = TopoBackbone(name, [first], norm='GN', freeze_at=1)
+    frozen = {n for n, p in made.model.named_parameters() if not p.requires_grad}
+    assert {n if n in stem else n.split('.')[0] for n in frozen} == stem
+    made = TopoBackbone(name, [first], norm='GN', freeze_at=int(first[-1]))
+    made.mark_trained()
+    assert not made.train()(torch.randn(1, *size))[first].requires_grad
+    free = TopoBackbone(name, [first], norm='GN')
+    free(torch.randn(1, *size))[first].sum().backward()
+    needed = {n for n, p in free.named_parameters() if p.grad is not None}
+    assert {n for n, p in made.named_parameters() if not p.requires_grad} == needed
+
+
+@pytest.mark.parametrize('name', ['coat_tiny', 'pit_ti_224'])
+def test_a_stem_that_cannot_be_told(name):
+    with pytest.raises(ValueError, match=rf'freeze_at=1: timm does not tell the stem of {name}'):
+        TopoBackbone(name, ['res3'], freeze_at=1)
 
 
 def test_what_is_frozen_drops_no_path(randomise):
@@ -365,8 +397,28 @@ def test_grey_images():
     image = torch.rand(1, 1, 64, 64)
     expected = maps_of_the_classifier_of(made, (image - 0.5) / 0.25)
     torch.testing.assert_close(made(image)['res5'], expected)
-    with pytest.raises(ValueError, match=r'does not fit images of 1 channels'):
-        TopoBackbone(TINY, input_format='L')
+
+
+@pytest.mark.parametrize(('channels', 'order'), [(1, 'L'), (5, 'multispectral')])
+@pytest.mark.parametrize('kind', ['toponet', 'dgnet'])
+def test_weights_for_colour_images_see_others(kind, channels, order, saved, tmp_path):
+    """As timm adapts them, on images as the detector normalises them; from a saved network too."""
+    model, path = saved(kind)
+    stats = dict(pixel_mean=[500.0] * channels, pixel_std=[300.0] * channels, input_format=order)
+    made = backbone(kind, path, freeze_at=2, **stats).eval()
+    name, options = NETWORKS[kind]
+    overlay = dict(pretrained=True, pretrained_cfg_overlay=dict(file=str(path)))
+    adapted = timm.create_model(name, in_chans=channels, **overlay, **options).eval()
+    timm_topo.save(model, tmp_path / 'saved')
+    folder = TopoBackbone(tmp_path / 'saved', **stats).eval()
+    x = torch.randn(2, channels, 64, 64)
+    expected = maps_of_the_classifier(adapted, x)
+    for name, value in made(x).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(folder(x)[name], expected[name], rtol=1e-4, atol=1e-4)
+    again = backbone(kind, freeze_at=2, **stats).eval()
+    again.load_state_dict(made.state_dict())
+    assert torch.equal(again(x)['res5'], made(x)['res5'])
 
 
 def maps_of_the_classifier_of(made: TopoBackbone, x: torch.Tensor) -> torch.Tensor:
@@ -484,7 +536,11 @@ def test_a_loss_that_nobody_takes_is_an_error(saved):
         (dict(freeze_at=True), r'freeze_at must be one of 0 .* got True'),
         (dict(freeze_at=5, out_features=['res4']), r'4 \(res4\); got 5'),
         (dict(norm='IN'), r"unknown norm 'IN'; known: BN, FrozenBN, SyncBN, GN"),
-        (dict(input_format='YUV'), r"unknown input_format 'YUV'; known: RGB, BGR, L"),
+        (dict(input_format='YUV'), r"unknown input_format 'YUV'; known: RGB, BGR, L, and any"),
+        (dict(input_format='RBG', pixel_mean=[0.0] * 3), r"unknown input_format 'RBG'; known: RGB"),
+        (dict(input_format='L', pixel_mean=[0.0] * 3), r'does not fit images of 1 channels'),
+        (dict(input_format='RGB', pixel_mean=[0.0] * 5), r'does not fit images of 3 channels'),
+        (dict(pixel_std=[1.0] * 4), r'pixel_std .* does not fit images of 3 channels'),
         (dict(pixel_mean=[1.0, 2.0]), r'pixel_mean \[1.0, 2.0\] does not fit images of 3 channels'),
         (dict(sparsity_weight=-1.0), r'sparsity_weight must be finite and >= 0, got -1.0'),
         (dict(sparsity='l2', sparsity_weight=1.0), r"unknown sparsity 'l2'"),

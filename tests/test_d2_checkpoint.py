@@ -28,6 +28,7 @@ from detectron2.modeling import FPN
 
 import d2_topo.checkpoint
 from d2_topo import TopoBackbone, load_timm_weights
+from d2_topo.backbone import topo_backbone
 
 TINY = 'test_toponet'
 OTHER = dict(num_nodes=(4, 4, 4, 4))
@@ -405,3 +406,50 @@ def test_origin_of_a_run_from_a_saved_network_is_not_guessed(model, tmp_path):
     path = training_checkpoint(model, tmp_path, 'resnet50', from_saved='pruned', mean=[0.5])
     assert checkpoint_origin(path) == Origin(path, mean=[0.5])
     load_timm_weights(Detector(), path)
+
+
+def test_a_pruned_backbone_under_the_heads_of_a_detector(model, randomise, tmp_path):
+    """The network of a detector, saved and pruned, takes its place; heads stay."""
+    options = dict(freeze_at=2, norm='FrozenBN', num_nodes=(6, 6, 6, 6))
+    detector = randomise(Detector(**options)).eval()
+    torch.save({'model': detector.state_dict()}, tmp_path / 'detector.pth')
+    whole = topo_backbone(detector).whole()
+    timm_topo.save(whole, tmp_path / 'model')
+    smaller, _ = prune(timm_topo.load(tmp_path / 'model'), fraction=0.2)
+    x = torch.randn(1, 3, 64, 64)
+    for folder, network in (('same', whole), ('pruned', smaller)):
+        timm_topo.save(network, tmp_path / folder)
+        other = Detector(str(tmp_path / folder)).eval()
+        DetectionCheckpointer(other).load(f'{tmp_path}/detector.pth?heads')
+        assert torch.equal(other.head.weight, detector.head.weight)
+        lateral = 'fpn_lateral3'
+        assert torch.equal(*(getattr(m.backbone, lateral).weight for m in (other, detector)))
+        expected = network.eval().forward_intermediates(x, intermediates_only=True)[-1]
+        torch.testing.assert_close(other.backbone.bottom_up(x)['res5'], expected)
+    found = TopoBackbone(tmp_path / 'same').eval()(x)
+    for name, value in detector.backbone.bottom_up(x).items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ('name', 'message'),
+    [
+        (TINY, r'\?heads leaves the backbone test_toponet at its initial weights'),
+        ('saved', r'is of another detector: its heads are not these: .*head\.bias'),
+    ],
+)
+def test_heads_alone_are_of_this_detector(name, message, model, tmp_path):
+    timm_topo.save(model, tmp_path / 'saved')
+    weights = Detector().state_dict()
+    weights['head.bias'] = torch.zeros(3)
+    torch.save({'model': weights}, tmp_path / 'detector.pth')
+    detector = Detector(name if name == TINY else str(tmp_path / name))
+    with pytest.raises(ValueError, match=message):
+        DetectionCheckpointer(detector).load(f'{tmp_path}/detector.pth?heads')
+
+
+def test_what_is_no_whole_network():
+    for made in (TopoBackbone(TINY, norm='GN'), TopoBackbone(TINY, ['res4']),
+                 TopoBackbone(timm.create_model(TINY))):  # fmt: skip
+        with pytest.raises(ValueError, match=r'the backbone test_toponet is no whole network'):
+            made.whole()

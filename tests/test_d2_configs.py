@@ -1,5 +1,6 @@
 """Every detection config: it builds, runs, and holds Detectron's 1x settings in both systems."""
 
+import functools
 import importlib.resources
 from pathlib import Path
 
@@ -14,7 +15,7 @@ pytest.importorskip(
 from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, build_model
 from detectron2.solver import build_lr_scheduler
-from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.structures import BitMasks, Boxes, Instances, Keypoints
 from detectron2.utils.analysis import FlopCountAnalysis
 from detectron2.utils.events import EventStorage
 from omegaconf import OmegaConf
@@ -22,23 +23,30 @@ from omegaconf import OmegaConf
 import d2_topo
 from d2_topo import (
     TopoBackbone,
+    TopoFCOS,
     TopologyLoss,
+    TopoPanopticFPN,
     TopoRCNN,
     TopoRetinaNet,
     add_topo_config,
-    topo_optimizer_params,
+    with_topo_backbone,
+    zoo,
 )
 from d2_topo.backbone import topo_backbone
 from timm_topo import checkpoint
 
+ZOO = Path(importlib.resources.files('detectron2')) / 'model_zoo' / 'configs'
 FOLDER = Path(__file__).parents[1] / 'configs' / 'detection'
 NAMES = sorted(path.stem for path in FOLDER.glob('*_1x.yaml'))
 SMALL = sorted(path.stem for path in (FOLDER / 'lazy').glob('small_*.py'))
+MODELS = sorted(zoo_path.stem for zoo_path in ZOO.glob('common/models/*.py'))
 FASTER = 'COCO-Detection/faster_rcnn_R_50_FPN_1x'
 UPSTREAM = {
     'faster_rcnn': 'Detectron1-Comparisons/faster_rcnn_R_50_FPN_noaug_1x',
     'mask_rcnn': 'COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x',
     'retinanet': 'COCO-Detection/retinanet_R_50_FPN_1x',
+    'cascade': 'Misc/cascade_mask_rcnn_R_50_FPN_1x',
+    'panoptic': 'COCO-PanopticSegmentation/panoptic_fpn_R_50_1x',
 }
 TINY = [
     'MODEL.DEVICE', 'cpu', 'MODEL.TOPO.NAME', 'test_toponet', 'MODEL.FPN.OUT_CHANNELS', 8,
@@ -46,6 +54,14 @@ TINY = [
     'MODEL.RPN.POST_NMS_TOPK_TEST', 10, 'MODEL.RPN.PRE_NMS_TOPK_TRAIN', 50,
     'MODEL.RPN.POST_NMS_TOPK_TRAIN', 10,
 ]  # fmt: skip
+KINDS = {
+    'cascade_mask_rcnn': TopoRCNN,
+    'faster_rcnn': TopoRCNN,
+    'mask_rcnn': TopoRCNN,
+    'retinanet': TopoRetinaNet,
+    'fcos': TopoFCOS,
+    'panoptic': TopoPanopticFPN,
+}
 FROM_SCRATCH = ['MODEL.TOPO.NORM', 'BN', 'MODEL.BACKBONE.FREEZE_AT', 0]
 
 
@@ -78,8 +94,10 @@ def batch() -> list[dict]:
         instances.gt_boxes = Boxes(torch.tensor([[4.0, 4.0, 40.0, 40.0], [20.0, 10.0, 60.0, 60.0]]))
         instances.gt_classes = torch.tensor([0, 1])
         instances.gt_masks = BitMasks(torch.ones(2, *size, dtype=torch.bool))
+        instances.gt_keypoints = Keypoints(torch.tensor([20.0, 30.0, 2.0]).repeat(2, 17, 1))
         image = torch.randint(0, 256, (3, *size), dtype=torch.uint8)
-        found.append({'image': image, 'instances': instances})
+        stuff = torch.randint(0, 54, size)
+        found.append({'image': image, 'instances': instances, 'sem_seg': stuff})
     return found
 
 
@@ -89,10 +107,12 @@ def test_there_are_the_configs_of_the_papers_tables():
         'dgnet_resnet50', 'dgnet_resnet101', 'dgnet_resnext50_32x4d',
         'resnet50', 'resnet101', 'resnext50_32x4d',
     }  # fmt: skip
-    others = {'mask_rcnn_toponet_adaptive_fpn_1x', 'retinanet_toponet_adaptive_fpn_1x'}
+    kinds = {'mask_rcnn', 'cascade_mask_rcnn', 'retinanet', 'fcos', 'panoptic'}
+    others = {f'{kind}_toponet_adaptive_fpn_1x' for kind in kinds}
     assert set(NAMES) == {f'faster_rcnn_{name}_fpn_1x' for name in backbones} | others
-    both = {path.stem for path in (FOLDER / 'lazy').glob('*_1x.py')}
-    assert both == set(NAMES)
+    for glob in ('*_1x', 'small_*'):
+        both = {path.stem for path in (FOLDER / 'lazy').glob(f'{glob}.py')}
+        assert both == {path.stem for path in FOLDER.glob(f'{glob}.yaml')}
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -100,22 +120,20 @@ def test_both_systems_build_the_same_detector_and_it_runs(name):
     cfg = yaml(name)
     model = build_model(cfg)
     body = topo_backbone(model)
-    expected = name.split('rcnn_')[-1].removeprefix('retinanet_').removesuffix('_fpn_1x')
-    assert body.name == cfg.MODEL.TOPO.NAME == expected
+    kind = next(kind for kind in KINDS if name.startswith(kind))
+    assert body.name == cfg.MODEL.TOPO.NAME == name.removeprefix(f'{kind}_').removesuffix('_fpn_1x')
     assert not any(p.requires_grad for p in body.model.get_submodule(first_of(body)).parameters())
     assert body.pixels.same
-    assert isinstance(model, TopoRetinaNet if 'retinanet' in name else TopoRCNN)
+    assert type(model) is KINDS[kind]
     [found] = detect(model)
     assert found['instances'].image_size == (70, 100)
-    assert ('mask_rcnn' in name) == hasattr(model, 'roi_heads') * bool(
-        getattr(model, 'roi_heads', None) and model.roi_heads.mask_on
-    )
+    masks = hasattr(model, 'roi_heads') and model.roi_heads.mask_on
+    assert masks == ('mask_rcnn' in name or kind == 'panoptic')
     other = instantiate(lazy(name).model)
     assert type(other) is type(model)
     shapes = [{k: tuple(v.shape) for k, v in m.state_dict().items()} for m in (model, other)]
     assert shapes[0] == shapes[1]
-    if isinstance(model, TopoRCNN):
-        assert recipe(model) == recipe(other)
+    assert recipe(model) == recipe(other)
     trained = [{k for k, p in m.named_parameters() if p.requires_grad} for m in (model, other)]
     assert trained[0] == trained[1]
     other.eval().load_state_dict(model.state_dict())
@@ -128,12 +146,20 @@ def test_both_systems_build_the_same_detector_and_it_runs(name):
 
 
 def recipe(model) -> dict:
-    """What no weight's shape tells of a detector with boxes."""
+    """What no weight's shape tells of a detector."""
+    if not hasattr(model, 'roi_heads'):
+        names = ('test_score_thresh', 'test_nms_thresh', 'focal_loss_alpha', 'focal_loss_gamma',
+                 'head_in_features', 'num_classes', 'max_detections_per_image')  # fmt: skip
+        return {name: getattr(model, name) for name in names}
     pooler = model.roi_heads.box_pooler.level_poolers[0]
+    predictors = model.roi_heads.box_predictor
+    one = not isinstance(predictors, torch.nn.ModuleList)
     return {
         'rpn': model.proposal_generator.smooth_l1_beta,
-        'boxes': model.roi_heads.box_predictor.smooth_l1_beta,
+        'proposals': model.proposal_generator.post_nms_topk,
+        'boxes': [each.smooth_l1_beta for each in ([predictors] if one else predictors)],
         'pooler': (pooler.sampling_ratio, pooler.aligned),
+        'stuff': model.sem_seg_head.loss_weight if hasattr(model, 'sem_seg_head') else None,
     }
 
 
@@ -146,9 +172,9 @@ def test_both_systems_have_todays_1x_and_that_of_the_papers(base):
     upstream.merge_from_file(str(zoo_file(f'{known}.yaml')))
     upstream.MODEL.DEVICE = 'cpu'
     expected = recipe(build_model(upstream))
-    assert expected['boxes'] == (1.0 if papers else 0.0)
+    assert expected['boxes'] == [1.0 if papers else 0.0]
     other = lazy('base_faster_rcnn_detectron1' if papers else 'base_faster_rcnn')
-    assert recipe(build_model(yaml(base, *TINY))) == expected
+    assert recipe(build_model(yaml(base, 'MODEL.TOPO.NAME', 'test_toponet'))) == expected
     assert recipe(instantiate(other.model)) == expected
     [resize, _] = other.dataloader.train.mapper.augmentations
     assert tuple(resize.short_edge_length) == upstream.INPUT.MIN_SIZE_TRAIN
@@ -159,15 +185,14 @@ def test_both_systems_have_todays_1x_and_that_of_the_papers(base):
 def test_detectrons_1x_settings_are_the_same_for_every_backbone(name):
     """Upstream's configs of the same detectors, but for the backbone."""
     cfg, other = yaml(name), lazy(name)
-    retina = 'retinanet' in name
+    retina = name.startswith(('retinanet', 'fcos'))
     rate = 0.01 if retina else 0.02
     assert cfg.SOLVER.BASE_LR == other.optimizer.lr == rate
     assert cfg.SOLVER.IMS_PER_BATCH == other.dataloader.train.total_batch_size == 16
     assert cfg.SOLVER.MAX_ITER == other.train.max_iter == 90000
     assert cfg.SOLVER.WEIGHT_DECAY == other.optimizer.weight_decay == 1e-4
     assert cfg.SOLVER.MOMENTUM == other.optimizer.momentum == 0.9
-    assert other.optimizer.params._target_ is topo_optimizer_params  # edges are not decayed
-    assert cfg.INPUT.FORMAT == other.model.input_format == 'RGB'
+    assert cfg.INPUT.FORMAT == other.model.get('input_format', 'RGB') == 'RGB'
     assert other.dataloader.train.mapper.image_format == 'RGB'
     assert other.dataloader.test.mapper.image_format == 'RGB'
     assert other.model.pixel_mean == cfg.MODEL.PIXEL_MEAN
@@ -180,6 +205,11 @@ def test_detectrons_1x_settings_are_the_same_for_every_backbone(name):
     for step in (0, 500, 1000, 59999, 60001, 79999, 80001, 89999):
         expected = schedule._multiplier(step / 90000)
         assert lr(step / 90000) == pytest.approx(expected, rel=1e-6)
+    if name.startswith('fcos'):  # upstream has no yaml for it
+        upstream = LazyConfig.load(str(zoo_file('COCO-Detection/fcos_R_50_FPN_1x.py')))
+        upstream.model.backbone.bottom_up = other.model.backbone.bottom_up
+        assert recipe(build_model(cfg)) == recipe(instantiate(upstream.model))
+        return
     upstream = get_cfg()
     [base] = (path for start, path in UPSTREAM.items() if name.startswith(start))
     upstream.merge_from_file(str(zoo_file(f'{base}.yaml')))
@@ -193,7 +223,7 @@ def test_detectrons_1x_settings_are_the_same_for_every_backbone(name):
 
 
 def zoo_file(name: str) -> Path:
-    return importlib.resources.files('detectron2') / 'model_zoo' / 'configs' / name
+    return ZOO / name
 
 
 def flat(cfg: CfgNode, prefix: str = ''):
@@ -210,15 +240,69 @@ def same(one, two) -> bool:
     return one == (pytest.approx(two) if isinstance(two, float) else two)
 
 
-@pytest.mark.parametrize('name', SMALL)
-def test_the_small_configs_train(name, tmp_path, monkeypatch):
-    cfg = lazy(name, 'model.roi_heads.num_classes=10')
-    assert cfg.optimizer.params._target_ is topo_optimizer_params
-    model = instantiate(cfg.model).train()
+def trains(model) -> dict:
+    """Losses of a step that reaches every parameter; afterwards the detector detects."""
     with EventStorage():
-        losses = model(batch())
+        losses = model.train()(batch())
     sum(losses.values()).backward()
     assert [n for n, p in model.named_parameters() if p.grad is None] == []
+    [_, output] = model.eval()(batch())
+    assert output.keys() & {'instances', 'sem_seg'}
+    return losses
+
+
+@pytest.mark.parametrize('name', SMALL)
+def test_the_small_configs_train_in_both_systems(name):
+    options = [] if 'digits' in name else ['MODEL.ROI_HEADS.NUM_CLASSES', 10]
+    model = build_model(yaml(name, *options, 'DATASETS.TRAIN', ()))
+    other = instantiate(lazy(name, 'model.roi_heads.num_classes=10').model)
+    shapes = [{k: tuple(v.shape) for k, v in m.state_dict().items()} for m in (model, other)]
+    assert shapes[0] == shapes[1]
+    assert recipe(model) == recipe(other)
+    assert trains(model).keys() == trains(other).keys()
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_every_detector_of_detectron2_takes_a_backbone(name):
+    """Those in its LazyConfigs; but for one whose heads are the end of a ResNet."""
+    cfg = zoo(f'common/models/{name}.py', 'model')
+    if name == 'mask_rcnn_c4':
+        with pytest.raises(ValueError, match=r'is a ResNet without a pyramid .*: take one w'):
+            with_topo_backbone(cfg)
+        return
+    body = (
+        dict(name='test_vit') if 'vit' in name else dict(name='test_toponet', sparsity_weight=1.0)
+    )
+    with_topo_backbone(cfg, norm='BN', freeze_at=0, **body)
+    if 'roi_heads' in cfg:
+        cfg.roi_heads.batch_size_per_image = 8
+        cfg.proposal_generator.update(pre_nms_topk=(50, 50), post_nms_topk=(20, 5))
+    if 'square_pad' in cfg.backbone:
+        cfg.backbone.square_pad = 96
+    if name == 'retinanet':
+        cfg.backbone.top_block.in_channels = 48  # of res5
+    losses = trains(instantiate(cfg))
+    assert ('loss_topology' in losses) == ('vit' not in name)
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        ['MODEL.META_ARCHITECTURE', 'TopoSemanticSegmentor', 'MODEL.TOPO.SPARSITY_WEIGHT', 1.0],
+        ['MODEL.BACKBONE.NAME', 'build_topo_simple_fpn_backbone', 'MODEL.FPN.NORM', 'LN',
+         'MODEL.TOPO.NAME', 'test_vit', 'MODEL.TOPO.OUT_FEATURES', ['res4'],
+         'MODEL.TOPO.KWARGS', {'dynamic_img_size': True}],
+    ],
+)  # fmt: skip
+def test_more_detectors_by_yaml(options):
+    """Semantic FPN, and the simple pyramid of ViTDet on timm's plain ViT."""
+    cfg = yaml('Base-Topo-FPN', *TINY, *FROM_SCRATCH, 'DATASETS.TRAIN', ())
+    for key, value in zip(options[::2], options[1::2]):
+        node, leaf = key.rsplit('.', 1)
+        node = functools.reduce(getattr, node.split('.'), cfg)
+        node[leaf] = CfgNode(value) if isinstance(value, dict) else value
+    losses = trains(build_model(cfg))
+    assert ('loss_topology' in losses) == (cfg.MODEL.TOPO.SPARSITY_WEIGHT > 0)
 
 
 @pytest.mark.parametrize('arch', ['faster_rcnn', 'mask_rcnn', 'retinanet'])
@@ -365,6 +449,7 @@ def test_detectron2_counts_the_flops_of_a_detector(caplog):
         (['MODEL.TOPO.NORM', 'LN'], r"unknown norm 'LN'"),
         (['MODEL.TOPO.FORMAT', checkpoint.FORMAT + 1], r'MODEL\.TOPO has format .* upgrade'),
         (['INPUT.FORMAT', 'L'], r'does not fit images of 1 channels'),
+        (['MODEL.BACKBONE.NAME', 'build_topo_simple_fpn_backbone'], r'one map of stride 16'),
     ],
 )  # fmt: skip
 def test_bad_values_in_yaml(options, message):

@@ -2,12 +2,14 @@
 
 import json
 import logging
+import math
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -17,11 +19,19 @@ pytest.importorskip(
     reason='detectron2 is not installed: https://detectron2.readthedocs.io/tutorials/install.html',
 )
 
+import detectron2.solver
+from detectron2.config import CfgNode, get_cfg, instantiate
+from detectron2.engine import DefaultPredictor, DefaultTrainer
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
 from detectron2.utils.logger import setup_logger
 
 import timm_topo
-from d2_topo import TopoBackbone, topo_optimizer_params
+from d2_topo import add_topo_config, topo_optimizer_params, zoo
 from d2_topo.data import make_digits, register_coco
+from d2_topo.train_net import script as upstream
+from timm_topo.stages import graph_stages
 
 ROOT = Path(__file__).parents[1]
 PATH = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
@@ -75,6 +85,17 @@ SMALL = [
 ]  # fmt: skip
 
 
+FROM_SCRATCH = ['MODEL.TOPO.NORM', 'BN', 'MODEL.BACKBONE.FREEZE_AT', 0]
+
+
+def yaml_config(*options) -> CfgNode:
+    cfg = get_cfg()
+    add_topo_config(cfg)
+    cfg.merge_from_file(str(YAML))
+    cfg.merge_from_list(list(options))
+    return cfg
+
+
 def rows(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / 'metrics.json').read_text().splitlines()]
 
@@ -92,7 +113,7 @@ def script(*command, cwd: Path, **env) -> str:
 # -- yaml, our train_net --------------------------------------------------------------------------
 
 
-def test_train_resume_and_evaluate(tool, digits, weights, tmp_path):
+def test_train_resume_and_evaluate(tool, digits, weights, tmp_path, monkeypatch):
     run = small(tmp_path, digits)
     start = ['MODEL.WEIGHTS', weights, 'MODEL.TOPO.SPARSITY_WEIGHT', 0.1, 'SOLVER.MAX_ITER']
     status, out, err = tool('train_net', *run, *start, 2)
@@ -114,12 +135,16 @@ def test_train_resume_and_evaluate(tool, digits, weights, tmp_path):
     rest = torch.load(tmp_path / 'model_final.pth')
     assert rest['iteration'] == 2  # counted from 0
 
+    (tmp_path / 'tools').mkdir()
+    (tmp_path / 'tools' / 'train_net.py').write_text('raise SystemExit("not detectron2\'s")')
+    monkeypatch.syspath_prepend(tmp_path)
     status, out, err = tool(
-        'train_net', '--eval-only', *run, 'MODEL.WEIGHTS', tmp_path / 'model_final.pth'
-    )
+        'train_net', '--eval-only', *run, 'MODEL.WEIGHTS', tmp_path / 'model_final.pth',
+        'TEST.AUG.ENABLED', True, 'TEST.AUG.MIN_SIZES', (64,),
+    )  # fmt: skip
     assert status == 0, err
-    assert 'Evaluation results for bbox' in out or 'No predictions' in out
-    assert (tmp_path / 'inference' / 'coco_instances_results.json').is_file()
+    for folder in ('inference', 'inference_TTA'):
+        assert (tmp_path / folder / 'coco_instances_results.json').is_file()
 
 
 @pytest.mark.parametrize(
@@ -140,22 +165,98 @@ def test_train_resume_and_evaluate(tool, digits, weights, tmp_path):
         (['--config-file', YAML], 'there is no CUDA device; on CPU: --num-gpus 0 ... MODEL.DEVICE'),
         (['--eval-only', '--config-file', YAML, *SMALL], '--eval-only needs MODEL.WEIGHTS'),
         (['--config-file', YAML, 'MODEL.TOPO.NAM', 'x'], 'Non-existent key: MODEL.TOPO.NAM'),
+        (['--config-file', 'broken.yaml'], '--config-file broken.yaml: '),
+        (['--config-file', 'broken.py'], '--config-file broken.py: '),
+        (['--config-file', LAZY, 'train.seed.x=1'], 'train.seed is not a config'),
+        (['--config-file', LAZY, 'train.seed=1', '--eval-only'], '--eval-only'),
+        (
+            ['--num-gpus', 2, '--config-file', YAML, *SMALL],
+            '--num-gpus 2 with MODEL.DEVICE cpu: on CPU --num-gpus 0, or a LazyConfig with train.d',
+        ),
     ],
 )
 def test_bad_command_lines(arguments, message, tool, digits, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     monkeypatch.delenv('PYTEST_CURRENT_TEST')
+    for suffix in ('py', 'yaml'):
+        Path(f'broken.{suffix}').write_text('MODEL: [\n')
     register_coco('eight', *digits)
     status, _, err = tool('train_net', '--num-gpus', 0, *arguments)
     assert status == 1
-    assert 'error: ' in err
+    assert err.splitlines()[-1].startswith('error: ')
+    assert 'Traceback' not in err
     assert message.format(cwd=tmp_path) in err
+
+
+def test_a_folder_is_no_config(tool, tmp_path):
+    status, _, err = tool('train_net', '--config-file', tmp_path)
+    assert status == 1
+    assert f'error: --config-file {tmp_path}: a folder' in err
+
+
+def test_masks_need_segmentations(tool, digits, weights, tmp_path):
+    run = small(tmp_path, digits, 'MODEL.WEIGHTS', weights, 'MODEL.MASK_ON', True)
+    status, _, err = tool('train_net', *run)
+    assert status == 1
+    assert 'error: the detector has a head for masks, but its training data has none' in err
+
+
+@pytest.mark.parametrize('classes', [9, 11])
+def test_as_many_categories_as_the_data_has(tool, digits, weights, tmp_path, classes):
+    run = small(tmp_path, digits, 'MODEL.WEIGHTS', weights)
+    status, _, err = tool('train_net', *run, 'MODEL.ROI_HEADS.NUM_CLASSES', classes)
+    assert status == 1
+    told = 'error: the data set eight has 10 categories (thing_classes: 0, 1, 2...), but the'
+    assert f'{told} detector has {classes}' in err
+    run = lazy_run(tmp_path, digits, f'model.roi_heads.num_classes={classes}')
+    status, _, err = tool('train_net', '--num-gpus', 0, '--config-file', LAZY, *run)
+    assert status == 1
+    assert f'(thing_classes: 0, 1, 2...), but the detector has {classes}' in err
+
+
+def test_what_was_not_loaded_is_not_evaluated(tool, digits, weights, tmp_path):
+    """Neither the weights of a classifier, nor heads of another size; here by two scripts."""
+    run = ['--eval-only', *small(tmp_path, digits)]
+    status, _, err = tool('train_net', *run, 'MODEL.WEIGHTS', weights)
+    assert status == 1
+    told = r'error: (\d+) parameters of the detector were not in its checkpoint, .*: (.*)\.\.\.; to'
+    count, names = re.search(told, err).groups()
+    assert 'backbone.fpn_lateral2.bias' in names
+    cfg = yaml_config(*SMALL)
+    model = build_model(cfg)
+    assert int(count) == sum(
+        not n.startswith('backbone.bottom_up') for n, _ in model.named_parameters()
+    )
+    torch.save({'model': model.state_dict()}, tmp_path / 'detector.pth')
+    other = ('MODEL.WEIGHTS', tmp_path / 'detector.pth', 'MODEL.ROI_HEADS.NUM_CLASSES', 3)
+    status, _, err = tool('train_net', *run, *other)
+    assert status == 1
+    count, names = re.search(told.replace(r'\.\.\.', ''), err).groups()
+    heads = ('bbox_pred.bias', 'bbox_pred.weight', 'cls_score.bias', 'cls_score.weight')
+    assert names == ', '.join(f'roi_heads.box_predictor.{name}' for name in heads)
+    cfg.MODEL.WEIGHTS = ''
+    with pytest.raises(ValueError, match=r'were not in its checkpoint'):
+        DefaultPredictor(cfg)(np.zeros((64, 64, 3), 'uint8'))
+
+
+def test_a_step_that_failed_does_not_spoil_the_next():
+    cfg = yaml_config(*SMALL, *FROM_SCRATCH, 'MODEL.TOPO.SPARSITY_WEIGHT', 1.0)
+    model = build_model(cfg).train()
+    image = torch.zeros(3, 64, 64)
+    target = Instances((64, 64))
+    target.gt_boxes = Boxes(torch.tensor([[4.0, 4.0, 40.0, 40.0]]))
+    target.gt_classes = torch.tensor([0])
+    with EventStorage():
+        with pytest.raises(FloatingPointError, match='contain Inf/NaN'):
+            model([{'image': image * math.nan, 'instances': target}])
+        assert model([{'image': image, 'instances': target}])['loss_topology'] > 0
 
 
 def test_several_machines_are_detectron2s_business(tool, monkeypatch):
     """Its options reach its launcher as they are."""
     launched = []
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     monkeypatch.setattr(
         'detectron2.engine.launch', lambda main, *args, **kwargs: launched.append((args, kwargs))
     )
@@ -170,6 +271,47 @@ def test_several_machines_are_detectron2s_business(tool, monkeypatch):
     assert options['dist_url'] == 'tcp://10.0.0.1:1234'
     [args] = options['args']
     assert args.opts == ['SEED', '3']
+
+
+@pytest.mark.parametrize('option', [('ACCUMULATE', 2), ('EMA_DECAY', 0.9)])
+def test_another_trainer_does_not_ignore_them(option):
+    name, value = option
+    cfg = yaml_config(*SMALL, *FROM_SCRATCH, f'SOLVER.{name}', value)
+    with pytest.raises(ValueError, match=r'do not know SOLVER.*: train with python -m d2_topo'):
+        build_model(cfg).train().backbone(torch.zeros(2, 3, 64, 64))
+
+
+@pytest.mark.parametrize('system', ['yaml', 'lazy'])
+def test_parts_precision_and_average(system, tool, digits, tmp_path):
+    """By both systems; resumed; the averaged weights are a detector's checkpoint."""
+    settings = {'ACCUMULATE': 2, 'EMA_DECAY': 0.5, 'AMP.ENABLED': True, 'AMP.PRECISION': 'bfloat16'}
+
+    def command(steps: int, *options) -> list:
+        if system == 'lazy':
+            given = [f'train.{key.lower()}={value}' for key, value in settings.items()]
+            run = [*lazy_run(tmp_path, digits, *given), f'train.max_iter={steps}', *options]
+            return ['--num-gpus', 0, '--config-file', LAZY, *run]
+        given = [part for key, value in settings.items() for part in (f'SOLVER.{key}', value)]
+        scratch = [*FROM_SCRATCH, 'SOLVER.MAX_ITER', steps]
+        return small(tmp_path, digits, *given, *scratch, *options)
+
+    def saved(name: str) -> dict:
+        return torch.load(tmp_path / f'{name}.pth', weights_only=False)['model']
+
+    name = 'backbone.bottom_up.model.stages.3.nodes.0.conv_pw.weight'
+    status, _, err = tool('train_net', *command(1))
+    assert status == 0, err
+    first = saved('model_ema')[name]
+    status, _, err = tool('train_net', '--resume', *command(2))
+    assert status == 0, err
+    expected = 0.5 * first + 0.5 * saved('model_final')[name]
+    torch.testing.assert_close(saved('model_ema')[name], expected)
+    assert not torch.allclose(first, expected)
+    key = 'train.init_checkpoint=' if system == 'lazy' else 'MODEL.WEIGHTS'
+    path = tmp_path / 'model_ema.pth'
+    given = [f'{key}{path}'] if system == 'lazy' else [key, path]
+    status, _, err = tool('train_net', '--eval-only', *command(2, *given))
+    assert status == 0, err
 
 
 # -- detectron2's own scripts ---------------------------------------------------------------------
@@ -257,29 +399,80 @@ def check_decay(folder: Path, weights: Path, of_edges: float = 1.0) -> None:
         torch.testing.assert_close(found, rate * before[name], rtol=1e-2, atol=1e-4)
 
 
-@pytest.mark.parametrize(('decayed', 'rate'), [(False, 1.0), (True, 0.9)])
-def test_our_train_net_decays_edge_weights_if_asked(tool, digits, weights, tmp_path, decayed, rate):
-    options = ('MODEL.WEIGHTS', weights, 'MODEL.TOPO.DECAY_EDGES', decayed)
-    status, _, err = tool('train_net', *small(tmp_path, digits, *options), *DECAY)
-    assert status == 0, err
-    check_decay(tmp_path, weights, rate)
+def lazy_optimizer(cfg, model):
+    """As a LazyConfig with detectron2's own optimizer builds it."""
+    optimizer = zoo('common/optim.py', 'SGD')
+    optimizer.update(lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
+    optimizer.params.model = model
+    return instantiate(optimizer)
+
+
+DOORS = {
+    'solver': lambda cfg, model: detectron2.solver.build_optimizer(cfg, model),
+    'trainer': DefaultTrainer.build_optimizer,
+    'plain_train_net': lambda cfg, model: upstream('plain_train_net').build_optimizer(cfg, model),
+    'lazy': lazy_optimizer,
+}
 
 
 @pytest.mark.parametrize('edges', [False, True])
-def test_parameters_for_lazyconfig_optimizers(edges):
-    """As detectron2's function, but for edge weights unless asked; matrices of routers decay."""
-    model = TopoBackbone('test_toponet', norm='BN', connectivity='router')
-    groups = topo_optimizer_params(
-        model, edges, base_lr=0.1, weight_decay=0.3, weight_decay_norm=0.0
-    )
+@pytest.mark.parametrize('door', DOORS)
+def test_edge_weights_decay_only_if_asked(door, edges):
+    """Thresholds of routers too; their matrices do; norms do not. Whoever builds the optimizer."""
+    cfg = yaml_config(*SMALL, *FROM_SCRATCH, 'MODEL.TOPO.DECAY_EDGES', edges,
+                      'SOLVER.WEIGHT_DECAY', 0.3)  # fmt: skip
+    cfg.MODEL.TOPO.KWARGS.connectivity = 'router'
+    model = build_model(cfg)
+    optimizer = DOORS[door](cfg, model)
     names = {id(p): name for name, p in model.named_parameters()}
-    decay = {names[id(p)]: group['weight_decay'] for group in groups for p in group['params']}
-    assert decay.keys() == {name for name, _ in model.named_parameters()}
-    assert all(group['lr'] == 0.1 for group in groups)
+    decay = {names[id(p)]: group['weight_decay']
+             for group in optimizer.param_groups for p in group['params']}  # fmt: skip
+    assert decay.keys() == {name for name, p in model.named_parameters() if p.requires_grad}
+    assert len(optimizer.param_groups) == 2
+    assert all(group['lr'] == cfg.SOLVER.BASE_LR for group in optimizer.param_groups)
     for name, value in decay.items():
         rule = 'connectivity' in name and not name.endswith('.weight') and not edges
         assert value == (0.0 if rule or '.bn.' in name else 0.3), name
     assert {name for name in decay if name.endswith(('connectivity.bias', 'connectivity.tau'))}
+
+
+def test_an_optimizer_for_a_model_without_our_backbone_is_detectron2s():
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 3), torch.nn.BatchNorm2d(3))
+    groups = topo_optimizer_params(model, base_lr=0.1, weight_decay=0.3, weight_decay_norm=0.0)
+    assert [(group['weight_decay'], len(group['params'])) for group in groups] == [
+        (0.3, 2),
+        (0.0, 2),
+    ]
+
+
+# -- topo on detectors ----------------------------------------------------------------------------
+
+
+def test_topo_measures_and_prunes_the_backbone_of_a_detector(tool, digits, tmp_path):
+    """By the folder of its run; the heads stay, and the pruned detector is trained on."""
+    run, cut = tmp_path / 'run', tmp_path / 'pruned'
+    scratch = (*FROM_SCRATCH, 'SOLVER.MAX_ITER', 1)
+    status, _, err = tool('train_net', *small(run, digits, *scratch))
+    assert status == 0, err
+    status, out, err = tool('prune', run, '--fraction', 0.1, '-o', cut, '--repeats', 1)
+    assert status == 0, err
+    status, out, err = tool('compare', run, cut, '--batch-size', 1, '--repeats', 1)
+    assert status == 0, err
+    edges = re.search(r'^edges +(\d+) +(\d+)$', out, re.MULTILINE).groups()
+    assert int(edges[1]) < int(edges[0])
+    status, _, err = tool('report', run, '-o', tmp_path / 'page.html', '--repeats', 1)
+    assert status == 0, err
+    again = ('MODEL.TOPO.NAME', cut, 'MODEL.WEIGHTS', f'{run}/model_final.pth?heads')
+    for options in (('--eval-only',), ()):
+        status, _, err = tool(
+            'train_net', *options, *small(tmp_path / 'fine', digits, *scratch), *again
+        )
+        assert status == 0, err
+    tuned = torch.load(tmp_path / 'fine' / 'model_final.pth')['model']
+    network = timm_topo.load(tmp_path / 'fine' / 'model')
+    assert sum(stage.wiring.num_edges for stage in graph_stages(network).values()) == int(edges[1])
+    name = 'stages.3.nodes.0.conv_pw.weight'
+    assert torch.equal(network.state_dict()[name], tuned[f'backbone.bottom_up.model.{name}'])
 
 
 # -- the demo -------------------------------------------------------------------------------------

@@ -89,8 +89,10 @@ def test_python_of_a_page_runs(page, stand_ins):
         pytest.importorskip('detectron2')
         model = timm.create_model('toponet_adaptive', widths=(8, 8, 8, 8))
         timm_topo.save(model, 'pruned')
-        names |= {'timm_topo': timm_topo, 'model': timm.create_model('resnet18')}
+        names |= {'timm_topo': timm_topo, 'model': timm.create_model('convnext_tiny')}
     for block in blocks(PAGES[page], 'python'):
+        if 'TracingAdapter' in block:  # minutes: see test_d2_export.py
+            continue
         exec(compile(block, page, 'exec'), names)
 
 
@@ -129,7 +131,8 @@ def check_benchmark(words: list[str], monkeypatch) -> None:
 
 def check_config(words: list[str]) -> None:
     """A detector's training: detectron2 reads the rest."""
-    assert (ROOT / words[words.index('--config-file') + 1]).is_file()
+    config = words[words.index('--config-file') + 1]
+    assert (ROOT / config).is_file() or config == 'output/det/config.yaml'
 
 
 SETUP = (ROOT / 'setup.py').read_text(encoding='utf-8')
@@ -137,8 +140,7 @@ OURS = {
     'tools/train.py': check_training,
     'make': check_make,
     'pip': check_pip,
-    'tools/train_net.py': check_config,
-    'tools.lazyconfig_train_net': check_config,
+    'd2_topo.train_net': check_config,
 }
 
 

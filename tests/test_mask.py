@@ -201,35 +201,16 @@ def test_the_gradient_of_the_binary_mask_is_that_of_the_real_one_active_or_not(a
     assert (rule.mask.grad[:4] == 0).all()  # nobody asked for those
 
 
-@given(wiring=wirings, seed=st.integers(0, 999), at_once=st.booleans())
-def test_a_centered_gradient_lacks_its_mean_over_the_in_edges_of_a_node(wiring, seed, at_once):
-    gradients = {}
-    target = torch.randn(wiring.num_edges)
-    for centered in (False, True):
-        torch.manual_seed(seed)
-        rule = masks(wiring, fan_in=2, centered=centered)
-        if at_once:
-            weights = rule.pass_weights()
-        else:
-            weights = torch.cat([rule(node) for node in range(1, wiring.num_nodes)])
-        assert set(weights.tolist()) <= {0.0, 1.0}
-        (weights * target).sum().backward()
-        gradients[centered] = rows(wiring, rule.mask.grad)
-    assert torch.equal(torch.cat(gradients[False]), target)
-    for plain, centered in zip(gradients[False], gradients[True]):
-        assert torch.allclose(centered, plain - plain.mean() if len(plain) else plain, atol=1e-6)
-
-
-def test_steps_move_masks_and_the_next_pass_clips_them():
-    rule = set_masks(masks(fan_in=2, normalised=False), [0.5] * 8)
+def test_steps_move_masks_and_the_next_pass_clips_and_normalises_them():
+    rule = set_masks(masks(fan_in=2), [1] * 4 + [0.5] * 4)
     optimizer = torch.optim.SGD(rule.parameters(), lr=1.0)
     rule.mask.grad = torch.tensor([0, 0, 0, 0, 0.75, 0.25, -0.25, -0.75])
     optimizer.step()
-    assert rule.mask.tolist() == [0.5] * 4 + [-0.25, 0.25, 0.75, 1.25]
+    assert rule.mask.tolist() == [1] * 4 + [-0.25, 0.25, 0.75, 1.25]
     assert rule.eval()(5).tolist() == [0, 0, 1, 1]
     assert rule.mask.min() == -0.25  # evaluation changes no state
     rule.train()(5)
-    assert rule.mask.tolist() == [0.5] * 4 + [0, 0.25, 0.75, 1]
+    assert rule.mask.tolist() == [1] * 4 + [0, 0.125, 0.375, 0.5]
 
 
 @given(values=st.lists(st.floats(0.01, 2), min_size=8, max_size=8))
@@ -455,7 +436,6 @@ def test_taking_any_edges_away_activates_no_other(seed, kind, drop):
     [
         dict(fan_in=2), dict(fan_in=2, masks='random', seed=3), dict(masks='prev'),
         dict(fan_in=2, average=True, init=0.25), dict(fan_in=1, full_output=True),
-        dict(fan_in=2, centered=True),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize('pruned', [False, True])
@@ -526,7 +506,6 @@ def test_a_state_has_no_part_in_fan_in_and_average():
         (dict(seed=0.5), ValueError, 'seed must be an integer, got 0.5'),
         (dict(average=1), TypeError, 'average must be True or False, got 1'),
         (dict(full_output='no'), TypeError, "full_output must be True or False, got 'no'"),
-        (dict(centered=0), TypeError, 'centered must be True or False, got 0'),
     ],
 )  # fmt: skip
 def test_bad_options(options, error, told):

@@ -660,7 +660,7 @@ def test_options_of_masks_may_be_given_as_a_rule():
     assert plain.dag.connectivity.fan_ins[-1] == 2
 
 
-@pytest.mark.parametrize('options', [dict(fan_in=1), dict(centered=True), dict(mask_seed=3)])
+@pytest.mark.parametrize('options', [dict(fan_in=1), dict(mask_seed=3)])
 @pytest.mark.parametrize('name', NETWORKS)
 def test_a_saved_network_keeps_its_masks(name, options, tmp_path):
     folder = timm_topo.save(timm.create_model(name), tmp_path / 'saved')
@@ -732,12 +732,7 @@ def test_after_removal_nothing_is_drawn():
         (resnext, dict(masks='prev'), ValueError, "masks='prev' is for blocks in a row"),
         (resnet, dict(masks='none'), ValueError, "unknown masks 'none'"),
         (resnet, dict(fan_in=2, connectivity='alpha'), ValueError, 'fan_in=2: the rule is given'),
-        (
-            resnet,
-            dict(connectivity='mask', fan_in=None, centered=True),
-            ValueError,
-            'centered=True: the',
-        ),
+        (resnet, dict(connectivity='mask', fan_in=None, mask_seed=3), ValueError, 'seed=3: the'),
         (resnet, dict(widths=16), ValueError, 'widths must be a sequence of integers, got 16'),
         (resnet, dict(average='no'), TypeError, "average must be True or False, got 'no'"),
         (resnext, dict(average='no'), TypeError, "average must be True or False, got 'no'"),

@@ -75,11 +75,12 @@ def run(data: Path, output: Path, *extra) -> Path:
 
 
 def result(folder: Path) -> dict:
-    """Everything that a run gives, but for times."""
+    """Everything that a run gives, but for times and memory."""
     found = {'names': sorted(str(path.relative_to(folder)) for path in folder.rglob('*'))}
     found['model'] = (folder / 'model' / 'model.safetensors').read_bytes()
     rows = read_csv(folder / 'summary.csv')
-    found['rows'] = [{k: v for k, v in row.items() if k != 'train_seconds'} for row in rows]
+    measured = ('train_seconds', 'train_memory')
+    found['rows'] = [{k: v for k, v in row.items() if k not in measured} for row in rows]
     for path in folder.glob('*.pth.tar'):
         stored = torch.load(path)
         weights = {name: value.tolist() for name, value in stored['state_dict'].items()}
@@ -194,7 +195,7 @@ def test_a_summary_that_was_cut_short_goes_on(data, straight, trained, tmp_path)
     assert result(run(data, tmp_path, '--resume', 'auto')) == expected
 
 
-@pytest.mark.parametrize('how', ['train', 'study', 'damage', 'process'])
+@pytest.mark.parametrize('how', ['train', 'table', 'damage', 'process'])
 def test_a_folder_that_another_process_is_in_is_refused(data, tool, capsys, tmp_path, how):
     code = (
         'import sys, time\nfrom pathlib import Path\nfrom timm_topo.files import locked\n'
@@ -208,10 +209,9 @@ def test_a_folder_that_another_process_is_in_is_refused(data, tool, capsys, tmp_
     try:
         if how == 'train':
             status, _, err = tool('train', *arguments(data, tmp_path))
-        elif how == 'study':
-            options = ('--model', 'dagnet', '--model-kwargs', 'num_nodes=6', 'channels=2')
-            place = f'one=idx@{data}'
-            status, _, err = tool('study', '-o', tmp_path / 'run', '--data', place, '--', *options)
+        elif how == 'table':
+            table = ROOT / 'configs/tables/janik_nowak_digits.yaml'
+            status, _, err = tool('table', table, '-o', tmp_path / 'run', '--epochs', 1)
         else:
             status = main(line_of(how, data, tmp_path))
             err = capsys.readouterr().err

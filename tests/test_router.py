@@ -527,6 +527,29 @@ def test_routers_that_start_near_one_keep_the_function_of_a_network(randomise, b
     assert off[2] < 0.15 * off[1]
 
 
+@pytest.mark.parametrize('training', [True, False])
+def test_a_router_may_see_the_map_behind_a_relu(training):
+    """What is summed stays as it is."""
+    stage = make_stage(complete(4), gate='none', activated=True).train(training)
+    assert stage.connectivity.options['activated'] is True
+    eval_norms(stage)
+    x = torch.randn(3, 3, 5, 6, dtype=torch.float64)
+    _, buffer = run(stage, x)
+    rule, features = stage.connectivity, [stage.entry(x)]
+    for node in range(1, 4):
+        total = 0
+        for e, source in zip(range(*rule.spans[node]), stage.wiring.preds(node)):
+            seen = features[source].clamp(min=0).flatten(2).sum(2) / 30
+            weight = torch.sigmoid(seen @ rule.weight[e] + rule.bias[e])
+            torch.testing.assert_close(buffer[:, node, source], weight)
+            total = total + weight[:, None, None, None] * features[source]
+        features.append(stage.nodes[node - 1](total) if node < 3 else total)
+    torch.testing.assert_close(stage(x), features[-1])
+    plain = make_stage(complete(4), gate='none').train(training)
+    plain.load_state_dict(stage.state_dict())
+    assert not torch.allclose(eval_norms(plain)(x), stage(x))
+
+
 # -- bad input ------------------------------------------------------------------------------------
 
 
@@ -548,6 +571,7 @@ def test_routers_that_start_near_one_keep_the_function_of_a_network(randomise, b
         (dict(channels=0), ValueError, 'channels=0 for maps of 4 channels'),
         (dict(channels=None), ValueError, 'channels=None for maps of 4 channels'),
         (dict(gate='hard'), ValueError, "unknown gate 'hard'; known: soft, none"),
+        (dict(activated=1), TypeError, 'activated must be True or False, got 1'),
         (dict(gates=1), TypeError, "RouterConnectivity.*unexpected keyword argument 'gates'"),
     ],
 )

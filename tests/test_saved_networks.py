@@ -55,8 +55,16 @@ def saved_again(folder: Path) -> torch.nn.Module:
         return by_timm(timm_topo.save(timm_topo.load(folder), Path(scratch) / 'net'))
 
 
-@pytest.mark.parametrize('read', [timm_topo.load, by_timm, saved_again])
-@pytest.mark.parametrize('folder', NETWORKS, ids=lambda folder: folder.name)
+#: timm alone knows no migrations: it does not read what has options that are gone.
+READ = [
+    pytest.param(read, folder, id=f'{folder.name}-{read.__name__}')
+    for folder in NETWORKS
+    for read in (timm_topo.load, by_timm, saved_again)
+    if read is not by_timm or '"centered"' not in (folder / 'config.json').read_text()
+]
+
+
+@pytest.mark.parametrize(('read', 'folder'), READ)
 @torch.no_grad()
 def test_a_saved_network_computes_what_it_did(folder, read):
     model = read(folder).eval()

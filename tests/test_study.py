@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+import yaml
 from PIL import Image
 
 import timm_topo
@@ -15,32 +16,72 @@ from timm_topo.analysis.cost import count_parameters
 from timm_topo.analysis.prune import DisconnectedError, edge_mask, edge_weights, mask_edges, prune
 from timm_topo.analysis.tables import group, read_csv, read_numbers
 from timm_topo.data import load_dataset
+from timm_topo.experiments import reproduce
 from timm_topo.experiments import study as study_module
+from timm_topo.experiments.reproduce import Reproduction
 from timm_topo.experiments.study import KINDS, Study
 from timm_topo.experiments.sweep import sweep
+from timm_topo.experiments.table import Row, Table
 from timm_topo.generators import make_wiring
 from timm_topo.training.evaluate import accuracy
+from timm_topo.training.loop import train
 from timm_topo.training.options import labelled, parse_args
 
-TRAINING = [
-    '--model', 'dagnet', '--model-kwargs', 'num_nodes=6', 'channels=2', 'sparsity_weight=0.3',
-    '--train-images', '64', '--epochs', '4', '-b', '32', '-vb', '360', '-j', '0', '--no-aug',
-    '--lr', '0.2', '--smoothing', '0', '--no-tensorboard',
-]  # fmt: skip
-AT = 'at_0.004'
-DATA = {'easy': ('colour/digits', None), 'hard': ('tiles/digits', None)}
+TRAINING = {
+    'model': 'dagnet',
+    'model_kwargs': {'num_nodes': 6, 'channels': 2, 'sparsity_weight': 0.3},
+    'train_images': 64, 'epochs': 4, 'batch_size': 32, 'validation_batch_size': 360, 'workers': 0,
+    'aug': False, 'lr': 0.2, 'smoothing': 0.0, 'tensorboard': False,
+}  # fmt: skip
+AT = 'seed_0_at_0.004'
+PRINTED = {'thresholded': {'log_paths': '4.03 ± 1.03'}, 'rerun': {'epoch_seconds': '21.65'}}
+EASY = {'easy': 'colour/digits'}
+DATA = {'easy': 'colour/digits', 'hard': 'tiles/digits'}
 
 
-def make_study(output: Path, seeds=(0,), **options) -> Study:
+def make_study(output: Path, seeds=(0,), data=None, training=None, **options) -> Study:
     options = {'threshold': 0.004, 'thresholds': (0.001, 0.004, 0.99), **options}
-    return Study(output, DATA, seeds, parse_args(TRAINING), **options)
+    rows = tuple(
+        Row(
+            name=label,
+            recipe=None,
+            options={**TRAINING, 'dataset': name, **(training or {})},
+            own=frozenset({'dataset'}),
+            processes=1,
+            paper={},
+            kinds={
+                'thresholded': {'log_paths': '4.03 ± 1.03'},
+                'rerun': {'epoch_seconds': '21.65'},
+            },
+        )
+        for label, name in (data or DATA).items()
+    )
+    table = Table(Path('x.yaml'), 'A study', 'No paper', '', None, (0,), ('top1',), rows, options)
+    return Study(Reproduction(table, output, rows, seeds), **options)
+
+
+def run(study: Study) -> str:
+    """Without processes of their own: they would be most of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reproduce, 'run_all', in_process)
+        return study.run(jobs=1)
+
+
+def in_process(commands, jobs, done, devices) -> dict:
+    for folder, command in commands.items():
+        trained(parse_args(command[command.index('train') + 1 :]))
+        done(folder)
+    return {}
+
+
+trained = train  # what tests replace
 
 
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory) -> tuple[Path, str]:
     """A study of two data sets and one seed."""
     output = tmp_path_factory.mktemp('study')
-    return output, make_study(output).run()
+    return output, run(make_study(output))
 
 
 def loaded(folder: Path) -> torch.nn.Module:
@@ -56,9 +97,9 @@ def test_every_network_of_a_study_is_what_it_is_called(finished):
     assert [(row['label'], row['kind']) for row in rows] == [
         (label, kind) for label in DATA for kind in KINDS
     ]
-    for label, (name, _) in DATA.items():
-        home = output / label / '0'
-        full, pruned = loaded(home / 'full' / 'model'), loaded(home / AT / 'pruned')
+    for label, name in DATA.items():
+        home = output / label
+        full, pruned = loaded(home / 'seed_0' / 'model'), loaded(home / AT / 'pruned')
         expected, report = prune(full, 0.004)
         assert pruned.dag.wiring == expected.dag.wiring
         rerun, fitted = (loaded(home / AT / k / 'model') for k in ('rerun', 'fitted'))
@@ -81,7 +122,7 @@ def test_every_network_of_a_study_is_what_it_is_called(finished):
 def test_the_networks_trained_again_start_from_other_weights(finished):
     output, _ = finished
     for label in DATA:
-        args = (output / label / '0' / AT / 'rerun' / 'args.yaml').read_text()
+        args = (output / label / AT / 'rerun' / 'args.yaml').read_text()
         assert 'seed: 1000\n' in args
         assert 'save: last\n' in args
         assert 'sparsity_weight: 0.3\n' in args
@@ -94,59 +135,58 @@ def test_a_study_leaves_tables_and_figures(finished):
     graphs = read_csv(output / 'characteristics.csv')
     assert [row['label'] for row in graphs] == list(DATA)
     for row in graphs:
-        stage = loaded(output / row['label'] / '0' / AT / 'pruned').dag
+        stage = loaded(output / row['label'] / AT / 'pruned').dag
         assert int(row['edges']) == stage.wiring.num_edges
         assert float(row['sparsity']) == pytest.approx(1 - stage.wiring.num_edges / 15)
     names = {path.stem for path in output.glob('*.svg')}
     assert names == {'thresholds', 'accuracy', 'weights_easy', 'weights_hard', 'graphs'}
-    for expected in ('easy', 'hard', *KINDS, 'log_paths', 'pca_elongation', 'times faster'):
+    for expected in ('easy', 'hard', *KINDS, 'pca_elongation', 'times faster'):
         assert expected in text
+    (log_paths,) = (line for line in text.splitlines() if line.startswith('| log_paths |'))
+    assert log_paths.count('| 4.03 ± 1.03 |') == 2
+    (rerun,) = (line for line in text.splitlines() if line.startswith('| easy | rerun |'))
+    assert '| 21.65 |' in rerun
+    assert (output / 'table.md').read_text() == text
 
 
 def test_a_study_goes_on_where_it_was(finished, monkeypatch):
     """Nothing is trained again; what is missing is made."""
     output, text = finished
     (output / 'results.csv').unlink()
-    (output / 'easy' / '0' / AT / 'results.csv').unlink()
-    monkeypatch.setattr(study_module, 'train', lambda args: pytest.fail('trained again'))
-    assert make_study(output).run() == text
+    (output / 'easy' / AT / 'results.csv').unlink()
+    monkeypatch.setattr(f'{__name__}.trained', lambda args: pytest.fail('trained again'))
+    assert run(make_study(output)) == text
     assert (output / 'results.csv').exists()
     with pytest.raises(pytest.fail.Exception):
-        make_study(output, seeds=(0, 1)).run()
+        run(make_study(output, seeds=(0, 1)))
 
 
 def test_other_options_do_not_pass_for_the_old_ones(finished):
     output, _ = finished
-    other = make_study(output)
-    other.options.lr = 0.01
-    with pytest.raises(ValueError, match=r'easy.0.full was made with lr 0.2, not 0.01'):
-        other.run()
-    other = make_study(output)
-    other.data = {'easy': ('tiles/digits', None)}
-    with pytest.raises(ValueError, match=r'made with dataset colour/digits, not tiles/digits'):
-        other.run()
-    for name in ('data_dir', 'seed', 'model_kwargs'):
+    with pytest.raises(RuntimeError, match=r'easy.seed_0 was made with lr 0.2, not 0.01'):
+        run(make_study(output, training={'lr': 0.01}))
+    with pytest.raises(RuntimeError, match=r'made with dataset colour/digits, not tiles/digits'):
+        run(make_study(output, data={'easy': 'tiles/digits'}))
+    for name in ('seed', 'model_kwargs'):
         assert name not in study_module._FREE
 
 
 def test_another_threshold_takes_the_full_graphs_that_are_there(finished, monkeypatch):
     output, _ = finished
-    trained = []
+    found = []
 
     def train(args):
-        trained.append((args.experiment, args.from_saved))
+        found.append((args.experiment, args.from_saved))
         return real(args)
 
-    real = study_module.train
-    monkeypatch.setattr(study_module, 'train', train)
-    other = make_study(output, threshold=0.001, thresholds=(0.001, 0.002))
-    other.data = {'easy': DATA['easy']}
-    other.run()
-    pruned = str(output / 'easy' / '0' / 'at_0.001' / 'pruned')
-    assert trained == [('rerun', pruned), ('fitted', pruned)]
+    real = trained
+    monkeypatch.setattr(f'{__name__}.trained', train)
+    run(make_study(output, threshold=0.001, thresholds=(0.001, 0.002), data=EASY))
+    pruned = str(output / 'easy' / 'seed_0_at_0.001' / 'pruned')
+    assert found == [('rerun', pruned), ('fitted', pruned)]
     rows = read_csv(output / 'sweep.csv')
     assert [row['threshold'] for row in rows] == ['0.001', '0.002']
-    make_study(output).run()
+    run(make_study(output))
 
 
 def test_without_folding_nodes_that_nobody_feeds_just_go(saved, tmp_path, monkeypatch):
@@ -160,17 +200,17 @@ def test_without_folding_nodes_that_nobody_feeds_just_go(saved, tmp_path, monkey
 
     full = loaded(saved)
     tau = next(tau for tau in (0.4, 0.5, 0.6) if prune(full, tau)[1].stages[0].starved)
-    monkeypatch.setattr(study_module, 'train', train)
+    monkeypatch.setattr(f'{__name__}.trained', train)
+    monkeypatch.setattr(Reproduction, '_keep', lambda *_: None)
     monkeypatch.setattr(study_module, '_row', lambda *_, **row: {**row, 'top1': 0, 'parameters': 1})
     rows = {}
     for fold in (True, False):
-        study = make_study(tmp_path, threshold=tau, thresholds=(tau,), fold=fold)
-        study.data = {'easy': DATA['easy']}
+        study = make_study(tmp_path, threshold=tau, thresholds=(tau,), fold=fold, data=EASY)
         with pytest.raises(StopIteration):
-            study.run()
+            run(study)
         suffix = '' if fold else '_unfolded'
-        [rows[fold]] = read_csv(tmp_path / 'easy' / '0' / f'sweep{suffix}.csv')
-        pruned = loaded(tmp_path / 'easy' / '0' / f'at_{tau}{suffix}' / 'pruned')
+        [rows[fold]] = read_csv(tmp_path / 'easy' / f'seed_0_sweep{suffix}.csv')
+        pruned = loaded(tmp_path / 'easy' / f'seed_0_at_{tau}{suffix}' / 'pruned')
         expected, _ = prune(full, tau, fold=fold)
         torch.testing.assert_close(pruned.state_dict(), expected.state_dict())
     assert float(rows[True]['difference']) < 1e-3
@@ -182,25 +222,24 @@ def test_figures_of_another_run_do_not_stay(finished):
     output, text = finished
     (output / 'embedding.svg').write_text('of more seeds')
     (output / 'weights_gone.svg').write_text('of another data set')
-    assert make_study(output).run() == text
+    assert run(make_study(output)) == text
     assert not (output / 'embedding.svg').exists()
     assert not (output / 'weights_gone.svg').exists()
 
 
 def test_what_is_left_of_any_wiring_is_trained_again(tmp_path):
     """The wiring asked for is that before pruning: it may not come back, nor be drawn anew."""
-    study = make_study(tmp_path, seeds=(1,))
     wiring = {'name': 'random', 'p': 0.9}
-    study.options.seed_wiring = True
-    study.options.model_kwargs = {**study.options.model_kwargs, 'wiring': wiring}
-    study.data = {'easy': DATA['easy']}
-    study.run()
-    home = tmp_path / 'easy' / '1'
-    full, pruned = loaded(home / 'full' / 'model').dag, loaded(home / AT / 'pruned').dag
+    training = {'seed_wiring': True}
+    training['model_kwargs'] = {**TRAINING['model_kwargs'], 'wiring': wiring}
+    run(make_study(tmp_path, seeds=(1,), data=EASY, training=training))
+    home = tmp_path / 'easy' / 'seed_1_at_0.004'
+    full = loaded(tmp_path / 'easy' / 'seed_1' / 'model').dag
+    pruned = loaded(home / 'pruned').dag
     assert full.wiring == make_wiring({**wiring, 'seed': 1}, 6)
     assert pruned.wiring.num_edges < full.wiring.num_edges
     for kind in ('rerun', 'fitted'):
-        assert loaded(home / AT / kind / 'model').dag.wiring == pruned.wiring
+        assert loaded(home / kind / 'model').dag.wiring == pruned.wiring
 
 
 def test_data_that_is_to_be_downloaded_is_downloaded_first(tmp_path, monkeypatch):
@@ -211,18 +250,14 @@ def test_data_that_is_to_be_downloaded_is_downloaded_first(tmp_path, monkeypatch
         raise ValueError('stop here')
 
     monkeypatch.setattr(study_module, 'load_dataset', load)
-    study = make_study(tmp_path)
-    study.options.dataset_download = True
     with pytest.raises(ValueError, match='stop here'):
-        study.run()
+        run(make_study(tmp_path, training={'dataset_download': True}))
     assert asked == [{'download': True}]
 
 
 def test_grey_networks_are_evaluated_on_grey_images(tmp_path):
-    study = make_study(tmp_path)
-    study.options.model_kwargs = {**study.options.model_kwargs, 'in_chans': 1}
-    study.data = {'grey': ('digits', None)}
-    study.run()
+    training = {'model_kwargs': {**TRAINING['model_kwargs'], 'in_chans': 1}}
+    run(make_study(tmp_path, data={'grey': 'digits'}, training=training))
     assert (tmp_path / 'thresholds.svg').exists()
 
 
@@ -231,24 +266,21 @@ def test_grey_networks_are_evaluated_on_grey_images(tmp_path):
     [
         (dict(threshold=-1.0), 'finite and >= 0, got -1'),
         (dict(thresholds=(0.1, math.nan)), 'finite and >= 0, got nan'),
-        (dict(thresholds=()), 'at least one seed and one threshold'),
-        (dict(seeds=()), 'at least one seed and one threshold'),
-        (dict(data={str(n): ('digits', None) for n in range(7)}), '1 to 6 data sets .* got 7'),
+        (dict(thresholds=()), r'a list of thresholds, got \(\)'),
+        (dict(thresholds=0.1), 'a list of thresholds, got 0.1'),
+        (dict(data={str(n): 'digits' for n in range(7)}), '1 to 6 data sets .* got 7'),
         (dict(model='test_toponet'), 'networks of one graph .*test_toponet has 4'),
         (dict(model='resnet18'), 'resnet18 has 0'),
         (dict(model='dagnetwork'), "unknown model 'dagnetwork'"),
-        (dict(data={'a': ('digits', None), 'b': ('digitz', None)}), "unknown data set 'digitz'"),
+        (dict(data={'a': 'digits', 'b': 'digitz'}), "unknown data set 'digitz'"),
     ],
 )
 def test_what_cannot_be_studied_is_refused_before_anything_is_trained(change, told, tmp_path):
-    study = make_study(tmp_path / 'out')
-    for name, value in change.items():
-        if name == 'model':
-            study.options.model, study.options.model_kwargs = value, {}
-        else:
-            setattr(study, name, value)
+    if 'model' in change:
+        change = dict(training={**change, 'model_kwargs': {}})
+    study = make_study(tmp_path / 'out', **change)
     with pytest.raises(ValueError, match=told):
-        study.run()
+        run(study)
     assert not (tmp_path / 'out').exists()
 
 
@@ -256,8 +288,7 @@ def test_a_threshold_that_cuts_a_network_apart_is_told_and_the_others_go_on(
     tmp_path, monkeypatch, capsys
 ):
     """No network is trained again, and none is a silent random predictor."""
-    study = make_study(tmp_path, threshold=0.999)
-    text = study.run()
+    text = run(make_study(tmp_path, threshold=0.999))
     told = capsys.readouterr().out
     assert told.count('leaves no path from its input to its output') == 2
     rows = read_csv(tmp_path / 'results.csv')
@@ -371,8 +402,8 @@ def test_a_pruned_network_is_timed_beside_the_whole_one(tool, saved, tmp_path):
     smaller, _ = prune(loaded(saved), fraction=0.4)
     timm_topo.save(smaller, tmp_path / 'thin')
     args = ['--batch-size', 2, '--repeats', 2]
-    for train in ((), ('--train',)):
-        status, out, err = tool('benchmark', saved, tmp_path / 'thin', *args, *train)
+    for how in ((), ('--train',)):
+        status, out, err = tool('benchmark', saved, tmp_path / 'thin', *args, *how)
         assert (status, err) == (0, '')
         assert [str(folder) in out for folder in (saved, tmp_path / 'thin')] == [True, True]
     status, _, err = tool('benchmark', tmp_path / 'none', *args)
@@ -491,31 +522,22 @@ def test_tools_name_what_is_wrong(name, args, told, tool, saved, tmp_path, monke
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ('args', 'told'),
-    [
-        (['--data', 'a=digits', 'a=colour/digits'], 'a label or a seed is given twice'),
-        (['--data', 'a=digits', '--seeds', '1', '1'], 'a label or a seed is given twice'),
-        (['--data', 'a=digits', '--', '--epochs', '0'], 'error: epochs: '),
-        (['--data', 'a=digits', '--', '--from-saved', 'x'], 'a study chooses --from-saved'),
-        (['--data', 'a=digits', '--', '--dataset', 'idx'], 'a study chooses --dataset'),
-        (['--data', 'digits'], "must be LABEL=NAME or LABEL=NAME@DIR, got 'digits'"),
-        (['--data', 'colour:noise=0.2/digits'], 'must be LABEL=NAME'),
-    ],
-)
-def test_a_study_checks_its_options_before_it_trains(args, told, tool, tmp_path):
-    status, _, err = tool('study', '-o', tmp_path / 'out', *args)
-    assert status == 2
-    assert told in err
-    assert not (tmp_path / 'out').exists()
-
-
-def test_a_study_by_its_command(tool, tmp_path):
-    args = ['-o', tmp_path, '--data', 'easy=colour/digits', '--seeds', 0, 1, '--threshold', 0.004]
-    status, _, err = tool('study', *args, '--thresholds', 0.004, '--', *TRAINING)
+def test_a_study_by_its_command(tool, tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduce, 'run_all', in_process)
+    table = {
+        'title': 'A study', 'source': 'No paper', 'options': TRAINING, 'seeds': [0, 1],
+        'study': {'threshold': 0.004, 'thresholds': [0.004]},
+        'rows': [{'name': 'easy', 'options': {'dataset': 'colour/digits'}}],
+    }  # fmt: skip
+    (tmp_path / 'x.yaml').write_text(yaml.safe_dump(table))
+    args = [tmp_path / 'x.yaml', '-o', tmp_path / 'out', '--jobs', 1]
+    status, _, err = tool('table', *args, '--', '--from-saved', 'x')
+    assert (status, err) == (1, 'error: a study chooses from_saved itself\n')
+    status, _, err = tool('table', *args)
     assert (status, err) == (0, '')
-    assert len(read_csv(tmp_path / 'results.csv')) == 2 * len(KINDS)
-    rows = group(read_csv(tmp_path / 'characteristics.csv'), 'seed')
+    assert len(read_csv(tmp_path / 'out/results.csv')) == 2 * len(KINDS)
+    rows = group(read_csv(tmp_path / 'out/characteristics.csv'), 'seed')
     assert list(rows) == ['0', '1']
-    weights = [edge_weights(loaded(tmp_path / 'easy' / s / 'full' / 'model')) for s in '01']
-    assert not torch.equal(weights[0]['dag'], weights[1]['dag'])
+    full = [loaded(tmp_path / f'out/easy/seed_{seed}/model') for seed in (0, 1)]
+    weights = [edge_weights(model)['dag'] for model in full]
+    assert not torch.equal(*weights)

@@ -67,7 +67,7 @@ def test_every_tool_is_short(path):
 
 
 def test_the_tools_are_found():
-    assert {'benchmark', 'demo', 'train', 'train_net'} <= {path.stem for path in TOOLS}
+    assert {'benchmark', 'demo', 'train'} <= {path.stem for path in TOOLS}
 
 
 # -- prune ----------------------------------------------------------------------------------------

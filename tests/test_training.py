@@ -102,7 +102,8 @@ def rows(folder: Path) -> list[dict[str, float]]:
 
 
 def timeless(folder: Path) -> list[dict[str, float]]:
-    return [{k: v for k, v in row.items() if k != 'train_seconds'} for row in rows(folder)]
+    measured = ('train_seconds', 'train_memory')
+    return [{k: v for k, v in row.items() if k not in measured} for row in rows(folder)]
 
 
 def checkpoint(folder: Path, name: str = 'last') -> dict:
@@ -159,9 +160,12 @@ def test_the_summary_has_one_header_and_a_row_per_epoch(finished):
     assert len(lines) == 4
     assert lines[0].split(',') == [
         'epoch', 'train_loss', 'train_task_loss', 'train_sparsity', 'train_seconds',
-        'eval_loss', 'eval_top1', 'eval_top5', 'lr',
+        'train_memory', 'eval_loss', 'eval_top1', 'eval_top5', 'lr',
     ]  # fmt: skip
     assert [row['epoch'] for row in rows(finished['folder'])] == [0, 1, 2]
+    memory = [row['train_memory'] for row in rows(finished['folder'])]
+    assert memory == sorted(memory)
+    assert 100 < memory[0] < 1e5
 
 
 def test_the_summary_tells_sparsity_apart_from_the_task_loss(finished):
@@ -576,11 +580,13 @@ def test_a_trained_network_is_rewired_trained_on_and_saved(argv, tmp_path):
         assert (stage.connectivity.alpha != 1).any()
 
 
-def test_a_rewired_run_resumes_bit_for_bit(argv, monkeypatch):
-    options = plain_arguments(argv, *REWIRE, '--epochs', 2, '--model-ema', '--hflip', 0.5)
+@pytest.mark.parametrize('share', [0.3, 1], ids=['fixed edge weights', 'learning'])
+def test_a_rewired_run_resumes_bit_for_bit(share, argv, monkeypatch):
+    options = ('--epochs', 3, '--model-ema', '--hflip', 0.5, '--learn-edges', share)
+    options = plain_arguments(argv, *REWIRE, *options)
     straight = run([*options, '--experiment=straight'])
     with monkeypatch.context() as patch:
-        stop_at_batch(patch, 5)
+        stop_at_batch(patch, 8)
         with pytest.raises(KeyboardInterrupt):
             run(options)
     resumed = run([*options, '--resume=auto'])
@@ -677,8 +683,10 @@ def command(*args, module: str | None = None, **kwargs) -> subprocess.Popen:
 
 
 def test_two_processes_train_as_one_with_the_same_global_batch(argv, tmp_path):
-    """2 processes x 3 accumulated batches x 4 images against 24 images; 11 to validate on."""
-    extra = (*WHOLE_SET, '--model-ema', '--model-ema-decay', 0.5)
+    """2 processes x 3 accumulated batches x 4 images against 24 images; 11 to validate on. Edge
+    weights are fixed in the last epoch.
+    """
+    extra = (*WHOLE_SET, '--model-ema', '--model-ema-decay', 0.5, '--learn-edges', 0.6)
     one = run(argv('--experiment', 'one', '-b', 24, *extra, **INDEPENDENT))
     launcher = 'torch.distributed.run --standalone --nproc-per-node=2'
     args = argv('--experiment', 'two', '-b', 4, '--grad-accum-steps', 3, *extra, **INDEPENDENT)
@@ -728,6 +736,36 @@ def test_every_accelerated_option_together_trains_as_none_does(argv):
     print('RATIO', apart, moved)
     assert apart < 0.1 * moved
     timm_topo.load(fast['model'])
+
+
+def test_edge_weights_are_fixed_after_their_share_of_the_epochs(argv, monkeypatch):
+    """Masks are drawn in two of four epochs; then all passes read what evaluation reads."""
+    passes, train_epoch = {}, loop._train_epoch
+
+    def recorded(run, epoch, epochs):
+        def record(rule, args, weights):
+            start, stop = rule.spans[args[0]]
+            passes.setdefault(epoch, []).append(
+                torch.equal(weights, rule.edge_weights()[start:stop])
+            )
+
+        with run.model.stages[1].connectivity.register_forward_hook(record):
+            return train_epoch(run, epoch, epochs)
+
+    monkeypatch.setattr(loop, '_train_epoch', recorded)
+    masks = dict(connectivity="{'name':'mask','fan_in':1}", num_nodes=(4, 6))
+    options = ('--epochs', 4, '--learn-edges', 0.5, '--lr', 0.5, '--model-ema')
+    folder = run(argv(*options, '--checkpoint-hist', 4, **masks))['folder']
+    assert [all(passes[epoch]) for epoch in range(4)] == [False, False, True, True]
+    states = [checkpoint(folder, f'checkpoint-{epoch}') for epoch in range(4)]
+    for name, fixed in states[3]['state_dict'].items():
+        changes = [not torch.equal(state['state_dict'][name], fixed) for state in states[:3]]
+        if name.endswith('.mask'):
+            assert changes == [True, False, False], name
+            averaged = [torch.equal(state['state_dict_ema'][name], fixed) for state in states]
+            assert averaged == [False, False, True, True]
+        elif fixed.ndim == 4:
+            assert all(changes), name
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(argv, tmp_path):
@@ -993,9 +1031,30 @@ def test_layer_decay_has_a_smallest_scale(argv):
     assert rows(result['folder'])[0]['lr'] == pytest.approx(mean)
 
 
-def test_layer_decay_without_a_schedule_is_refused(argv):
-    with pytest.raises(ValueError, match='--layer-decay scales what a scheduler sets'):
-        run(argv('--sched', 'none', '--layer-decay', 0.5))
+@pytest.mark.parametrize('option', ['--layer-decay', '--edge-lr-scale'])
+def test_scaled_rates_without_a_schedule_are_refused(argv, option):
+    with pytest.raises(ValueError, match=f'{option} scales what a scheduler sets'):
+        run(argv('--sched', 'none', option, 0.5))
+
+
+@pytest.mark.parametrize('decay', [(), ('--layer-decay', 0.5), ('--decay-edges',)])
+@pytest.mark.parametrize('rule', ['alpha', 'router', 'mask'])
+def test_edge_weights_have_a_rate_of_their_own(argv, rule, decay):
+    """By what a first step does to all parameters at a gradient of 1."""
+    steps = {}
+    for scale in (1, 4):
+        options = ('--weight-decay', 0, '--edge-lr-scale', scale, *decay)
+        run = built(argv(*options, connectivity=rule))
+        loop._schedule(run, 0)
+        before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
+        for parameter in run.model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        run.optimizer.step()
+        steps[scale] = {n: (before[n] - p).mean().item() for n, p in run.model.named_parameters()}
+    assert any('connectivity' in name for name in steps[1])
+    for name, step in steps[1].items():
+        factor = 4 if 'connectivity' in name else 1
+        assert steps[4][name] == pytest.approx(factor * step, rel=1e-3), name
 
 
 def test_data_that_are_read_in_order_are_told_the_epoch(argv, monkeypatch):

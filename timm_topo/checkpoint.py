@@ -4,7 +4,7 @@ A saved network is a folder with ``model.safetensors`` and ``config.json``. The 
 architecture and holds every stage's wiring as an explicit edge list, so that a pruned or random
 network is rebuilt as it was, and all options of network and rules, those by default too. timm alone
 reads it: ``timm.create_model('local-dir:FOLDER', pretrained=True)``; where options were renamed
-since, :func:`load` does.
+or dropped since, :func:`load` does.
 """
 
 import argparse
@@ -78,12 +78,27 @@ def _with_clipped_masks(network: dict) -> dict:
     return network
 
 
+def _without_ways_to_learn(network: dict) -> dict:
+    """Options of masks that changed their learning alone, not what they choose."""
+    options = network['model_args']
+    rules = options.get('connectivity')
+    for given in [options, *(rules if isinstance(rules, (list, tuple)) else [rules])]:
+        masks = given is options or (isinstance(given, Mapping) and given.get('name') == 'mask')
+        for name in ('centered', 'normalised') if masks else ():
+            given.pop(name, None)
+    return network
+
+
 #: ``MIGRATIONS[n]`` turns a description of format n, a dict with ``architecture`` and
 #: ``model_args``, into one of format n + 1. A change of an option's name, default or meaning, a
 #: rule's too, needs one more step, which writes what was meant before:
 #: ``args.setdefault('node', 'sepconv')``. Options of trainings, and networks that were saved before
 #: all options were, have those that were given. Steps that are there never change.
-MIGRATIONS: tuple[Callable[[dict], dict], ...] = (_with_number, _with_clipped_masks)
+MIGRATIONS: tuple[Callable[[dict], dict], ...] = (
+    _with_number,
+    _with_clipped_masks,
+    _without_ways_to_learn,
+)
 
 #: What is written today. Older versions of this package refuse it, where it is newer than theirs.
 FORMAT = len(MIGRATIONS)

@@ -30,6 +30,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--json', metavar='FILE', help='of --suite')
     parser.add_argument('--markdown', metavar='FILE', help='of --suite')
     parser.add_argument('--train', action='store_true', help='forward and backward, in training')
+    parser.add_argument('--deploy', action='store_true', help='the same, deployed, beside each')
     parser.add_argument('--batch-size', type=positive, nargs='+', default=[1, 8])
     parser.add_argument(
         '--img-size', type=positive, help="side in pixels (default: the first model's)"
@@ -44,6 +45,8 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if bool(args.models) == bool(args.suite):
         parser.error('give models, or --suite')
+    if args.deploy and (args.train or args.suite):
+        parser.error('--deploy is for the inference of models')
     return args
 
 
@@ -94,6 +97,12 @@ def main(args: argparse.Namespace) -> None:
         run_suites(args)
         return
     models = {spec: make(spec, args) for spec in args.models}
+    if args.deploy:
+        models = {
+            label: made
+            for spec, model in models.items()
+            for label, made in ((spec, model), (f'{spec}, deployed', timm_topo.deploy(model)))
+        }
     channels, *size = input_size_of(next(iter(models.values())))
     if args.img_size:
         size = [args.img_size] * 2

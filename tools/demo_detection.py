@@ -77,10 +77,10 @@ def say(text: str) -> None:
 
 
 def detect(name: str, folder: Path, checkpoint: str | Path, seed: int, iterations: int) -> dict:
-    """One run of detectron2's unmodified train_net; goes on where an interrupted one stopped."""
+    """One run of detectron2's unmodified trainer; goes on where an interrupted one stopped."""
     folder.mkdir(parents=True, exist_ok=True)
     command = [
-        sys.executable, '-m', 'tools.lazyconfig_train_net', '--resume', '--config-file', CONFIG,
+        sys.executable, '-m', 'd2_topo.train_net', '--resume', '--config-file', CONFIG,
         f'train.output_dir={folder}', f'train.init_checkpoint={checkpoint}', f'train.seed={seed}',
         f'train.max_iter={iterations}', 'train.checkpointer.period=40',
     ]  # fmt: skip

@@ -7,13 +7,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
 import timm
 import torch
 from torch import Tensor, nn
 
 from ..executors import BASELINES
 
-__all__ = ['keep_freed_memory', 'peak_memory', 'saved_memory']
+__all__ = ['keep_freed_memory', 'most_memory', 'peak_memory', 'saved_memory']
 
 _STEPS = 5  # of training, until memory no longer grows
 
@@ -34,6 +39,16 @@ def keep_freed_memory() -> None:
         raise OSError('this C library has no mallopt: freed memory cannot be kept') from None
     if not (mallopt(mmap_max, 0) and mallopt(trim_threshold, -1)):
         raise OSError('mallopt refused: freed memory cannot be kept')
+
+
+def most_memory(device: torch.device) -> float | None:
+    """MiB that tensors on a GPU, or this process on a CPU, took at most so far; None: unknown."""
+    if device.type == 'cuda':
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    if resource is None:
+        return None
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most / (2**20 if sys.platform == 'darwin' else 2**10)
 
 
 def saved_memory(model: nn.Module, images: Tensor) -> int:

@@ -19,15 +19,16 @@ from tqdm import tqdm
 from ..models import rewire
 from ..stages import graph_stages
 from .node_costs import Costs, Node, computing_nodes, make_costs, replaced_stages, smaller_stages
+from .prune import recalibrate
 from .rankings import RANKINGS
 
-__all__ = ['SEARCHES', 'Search', 'Step', 'as_graph', 'shrink']
+__all__ = ['BATCH', 'SEARCHES', 'Search', 'Step', 'as_graph', 'shrink']
 
 #: How nodes are chosen.
 SEARCHES = ('greedy', 'knapsack')
 _BINS = 1000  # of the knapsack: costs are rounded to a thousandth of the network's
 _TRIES = 5  # of the knapsack, when what is measured is above the budget
-_BATCH = 100  # images per pass of an evaluation
+BATCH = 100  # calibration images per pass
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Step:
         predicted: Cost relative to the network before, from the costs of nodes; None where
             nothing was predicted.
         measured: The same, measured or counted.
-        loss: Cross-entropy on the calibration images.
+        loss: Cross-entropy on the calibration images, with batch norm's statistics as before.
         top1: Accuracy on them, in percent.
         asked: The budget that it was chosen for, if it was.
     """
@@ -142,7 +143,7 @@ class Search:
     def _evaluate(self, removed: tuple[Node, ...]) -> list[float]:
         loss, right = 0.0, 0
         with replaced_stages(self.model, smaller_stages(self.model, removed)):
-            for batch, target in zip(self.images.split(_BATCH), self.labels.split(_BATCH)):
+            for batch, target in zip(self.images.split(BATCH), self.labels.split(BATCH)):
                 output = self.model(batch)
                 loss += cross_entropy(output, target, reduction='sum').item()
                 right += (output.argmax(1) == target).sum().item()
@@ -362,6 +363,8 @@ def shrink(
 ) -> tuple[nn.Module, Step]:
     """A smaller copy of ``model`` that costs a share of it, without training.
 
+    The statistics of batch norm are estimated anew on the images.
+
     Args:
         model: A network with graphs, or a residual one of timm.
         images: See :class:`Search`.
@@ -385,4 +388,4 @@ def shrink(
         raise ValueError(f'unknown search {search!r}; known: {", ".join(SEARCHES)}')
     found = Search(as_graph(model), images, labels, unit, batch_size, repeats, ranking, seed)
     (step,), _ = (found.meet if search == 'greedy' else found.knapsack)([budget])
-    return found.without(step.removed), step
+    return recalibrate(found.without(step.removed), images.split(BATCH)), step

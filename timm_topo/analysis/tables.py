@@ -7,7 +7,10 @@ from pathlib import Path
 
 from ..files import replacing
 
-__all__ = ['group', 'mean_and_spread', 'read_csv', 'read_numbers', 'text_table', 'write_csv']
+__all__ = [
+    'group', 'markdown_table', 'mean_and_spread', 'read_csv', 'read_numbers', 'text_table',
+    'write_csv',
+]  # fmt: skip
 
 
 def write_csv(path: str | Path, rows: Sequence[Mapping]) -> Path:
@@ -80,3 +83,15 @@ def text_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         '  '.join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
         for row in table
     )
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of Markdown.
+
+    >>> print(markdown_table(['row', 'top-1'], [['plain', '69.01']]))
+    | row | top-1 |
+    | --- | --- |
+    | plain | 69.01 |
+    """
+    lines = [head, ['---'] * len(head), *rows]
+    return '\n'.join(f'| {" | ".join(map(str, line))} |' for line in lines)

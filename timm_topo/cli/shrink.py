@@ -70,6 +70,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         '(default: %(default)s)',
     )  # fmt: skip
     parser.add_argument(
+        '--no-recalibrate', dest='recalibrate', action='store_false',
+        help="leave the statistics of batch norm as they were (default: anew, on the calibration "
+        'images)',
+    )  # fmt: skip
+    parser.add_argument(
         '--control', action='store_true', help='train the network before on too, as long'
     )
     add_time(parser, repeats=20)
@@ -125,6 +130,7 @@ def run(args: argparse.Namespace) -> dict:
         search=args.search,
         seed=args.seed,
         options=options,
+        recalibrate=args.recalibrate,
         control=args.control,
     )
     result = {'network': args.network, 'unit': unit, **shrinking.run()}

@@ -12,6 +12,7 @@ from .base import (
     exempt_from_weight_decay,
     list_connectivity,
     register_connectivity,
+    scale_edge_rate,
     undecayed_parameters,
 )
 
@@ -28,5 +29,6 @@ __all__ = [
     'exempt_from_weight_decay',
     'list_connectivity',
     'register_connectivity',
+    'scale_edge_rate',
     'undecayed_parameters',
 ]

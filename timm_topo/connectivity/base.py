@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ class Connectivity(nn.Module):
             order of ``wiring.edges``.
         per_source: Names of those that have the node in dimension 0, for all nodes but the output.
         needs_context: Whether ``forward`` receives the pooled features of the sources.
+        activated: Whether these are pooled behind a ReLU.
         decayed: Names of the parameters that are decayed in any case: none, unless named here.
         options: All constructor options, JSON-ready, those by default too: defaults may change,
             saved networks may not. What is learned or loaded is state and does not belong here.
@@ -41,6 +42,7 @@ class Connectivity(nn.Module):
     per_edge: tuple[str, ...] = ()
     per_source: tuple[str, ...] = ()
     needs_context: bool = False
+    activated: bool = False
     decayed: tuple[str, ...] = ()
 
     def __init_subclass__(cls, **kwargs) -> None:
@@ -273,7 +275,7 @@ def exempt_from_weight_decay(optimizer: torch.optim.Optimizer, model: nn.Module)
     timm's factories respect ``no_weight_decay()``; this holds for every other way to group
     parameters too. Call it before a scheduler is made.
     """
-    _set_weight_decay(optimizer, model, undecayed_parameters(model), 0.0)
+    _regroup(optimizer, model, undecayed_parameters(model), _decayed_by(0.0))
 
 
 def decay_edge_weights(
@@ -298,18 +300,43 @@ def decay_edge_weights(
             for name in module.per_edge
             if name != 'bias'
         }
-    _set_weight_decay(optimizer, model, names, weight_decay)
+    _regroup(optimizer, model, names, _decayed_by(weight_decay))
 
 
-def _set_weight_decay(
-    optimizer: torch.optim.Optimizer, model: nn.Module, names: set[str], weight_decay: float
+def scale_edge_rate(optimizer: torch.optim.Optimizer, model: nn.Module, scale: float) -> None:
+    """Move all parameters of rules into groups with ``scale`` times their rate, in place.
+
+    By ``lr_scale``, which timm's schedulers follow: call it before a scheduler is made.
+    """
+    names = {
+        f'{prefix}.{name}' if prefix else name
+        for prefix, module in model.named_modules()
+        if isinstance(module, Connectivity)
+        for name, _ in module.named_parameters()
+    }
+    _regroup(
+        optimizer, model, names, lambda group: {'lr_scale': scale * group.get('lr_scale', 1.0)}
+    )
+
+
+def _decayed_by(weight_decay: float) -> Callable[[dict], dict]:
+    return lambda group: {'weight_decay': weight_decay} if 'weight_decay' in group else {}
+
+
+def _regroup(
+    optimizer: torch.optim.Optimizer,
+    model: nn.Module,
+    names: set[str],
+    changes: Callable[[dict], dict],
 ) -> None:
+    """Move parameters into groups that differ from the present ones by ``changes``."""
     moved = {id(p) for name, p in model.named_parameters() if name in names}
     for group in list(optimizer.param_groups):
         caught = [p for p in group['params'] if id(p) in moved]
-        if not caught or group.get('weight_decay', weight_decay) == weight_decay:
+        new = changes(group)
+        if not caught or new.items() <= {name: group.get(name) for name in new}.items():
             continue
         group['params'] = [p for p in group['params'] if id(p) not in moved]
-        optimizer.add_param_group({**group, 'params': caught, 'weight_decay': weight_decay})
+        optimizer.add_param_group({**group, 'params': caught, **new})
         if not group['params']:
             optimizer.param_groups.remove(group)

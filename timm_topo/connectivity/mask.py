@@ -31,12 +31,14 @@ class MaskConnectivity(Connectivity):
     averages of weights see that. The binary mask multiplies the maps; its gradient, which inactive
     edges have too, is that of the real-valued mask.
     Evaluation takes the K largest; of equal ones, the latest sources: so of masks that have not
-    learned yet. Pruning that leaves every node the K it reads leaves nothing to learn: the masks
+    learned yet. So does training once the masks are frozen, as ``topo train --learn-edges`` does
+    after a share of the epochs: weights that were trained on draws alone are not those that the K
+    largest need. Pruning that leaves every node the K it reads leaves nothing to learn: the masks
     are fixed from then on.
 
     The text we have says neither how evaluation chooses, nor how masks are kept in [0, 1], nor
-    where they start: the K largest, clipping and one value for all edges are from memory of the
-    authors' full paper. How ties fall is ours.
+    where they start: the K largest, with which weights are trained on, clipping, the sum and one
+    value for all edges are from memory of the authors' full paper. How ties fall is ours.
 
     Draws come from torch's generator. The processes of a distributed training, which timm seeds
     differently, draw differently, as they do for dropout: a step then averages the gradients of as
@@ -56,12 +58,6 @@ class MaskConnectivity(Connectivity):
             the fan-in (ours); or, per node, what to divide by instead of K_j: pruned networks go on
             dividing by what there was.
         full_output: Whether the last node reads all its sources, whatever ``fan_in`` says.
-        centered: Whether masks follow the gradient less its mean over the in-edges of a node
-            (ours). K is fixed, so what would turn all of them up or down at once says nothing
-            about which to take; without a sum it may drive them all to 1, where they are drawn
-            alike for good.
-        normalised: Whether the real-valued masks of a node sum to 1 (False: they are clipped only,
-            as in the first networks of this package).
 
     Raises:
         TypeError: ``fan_in``, ``seed`` or a flag is of another type.
@@ -80,8 +76,6 @@ class MaskConnectivity(Connectivity):
         init: float = 0.5,
         average: bool | Sequence[int] = False,
         full_output: bool = False,
-        centered: bool = False,
-        normalised: bool = True,
     ):
         super().__init__(wiring)
         if isinstance(masks, str) and masks not in MASKS:
@@ -91,9 +85,7 @@ class MaskConnectivity(Connectivity):
         if not isinstance(masks, (str, list, tuple, Tensor)):
             raise TypeError(f'masks must be a name or 0 or 1 for every edge, got {masks!r}')
         divided = isinstance(average, (list, tuple))
-        flags = dict(
-            average=average, full_output=full_output, centered=centered, normalised=normalised
-        )
+        flags = dict(average=average, full_output=full_output)
         for name, flag in flags.items():
             if not isinstance(flag, bool) and not (divided and name == 'average'):
                 raise TypeError(f'{name} must be True or False, got {flag!r}')
@@ -103,7 +95,7 @@ class MaskConnectivity(Connectivity):
         self.fan_ins = _fan_ins(wiring, fan_in, masks, full_output)
         self.learned = isinstance(masks, str) and masks == 'learned'
         self.given = [] if self.learned else _fixed_masks(wiring, self.fan_ins, masks, seed)
-        self.init, self.centered, self.normalised = float(init), centered, normalised
+        self.init = float(init)
         self.divisors = _divisors(wiring, self.fan_ins, average)
         self.options = {
             'fan_in': list(fan_in) if isinstance(fan_in, (list, tuple)) else fan_in,
@@ -124,10 +116,7 @@ class MaskConnectivity(Connectivity):
         own = slice(*self.spans[node])
         mask = self._clipped()[own]
         active = _ranks(self._keys(mask, self.training)[None]) < self.fan_ins[node]
-        gradient = mask - mask.detach()
-        if self.centered:
-            gradient = gradient - gradient.mean()
-        return (active[0].to(mask.dtype) + gradient) * self.scale[own]
+        return (active[0].to(mask.dtype) + (mask - mask.detach())) * self.scale[own]
 
     def pass_weights(self) -> Tensor:
         return self._all(self.training)
@@ -141,25 +130,17 @@ class MaskConnectivity(Connectivity):
         keys = self._keys(mask, draws)
         padded = torch.cat([keys, keys.new_full((1,), -1.0)])[self.padded_edges]
         active = (_ranks(padded) < self.limits).flatten()[self.places]
-        gradient = mask - mask.detach()
-        if self.centered:
-            sums = torch.cat([gradient, gradient.new_zeros(1)])[self.padded_edges].sum(
-                1, keepdim=True
-            )
-            means = sums / self.padded_edges.lt(self.num_edges).sum(1, keepdim=True).clamp(min=1)
-            gradient = gradient - means.expand_as(self.padded_edges).flatten()[self.places]
-        return (active.to(mask.dtype) + gradient) * self.scale
+        return (active.to(mask.dtype) + (mask - mask.detach())) * self.scale
 
     def _clipped(self) -> Tensor:
         """The masks; where they learn, in training, clipped and normalised for good."""
         if self.training and self.learned:
             with torch.no_grad():
                 self.mask.clamp_(0.0, 1.0)
-                if self.normalised:
-                    sums = self.mask.new_zeros(self.wiring.num_nodes)
-                    sums.index_add_(0, self.targets, self.mask)
-                    sums = sums.where((sums - 1).abs() > _ROUNDING, 1.0).clamp(min=_RARELY)
-                    self.mask.div_(sums[self.targets])
+                sums = self.mask.new_zeros(self.wiring.num_nodes)
+                sums.index_add_(0, self.targets, self.mask)
+                sums = sums.where((sums - 1).abs() > _ROUNDING, 1.0).clamp(min=_RARELY)
+                self.mask.div_(sums[self.targets])
         return self.mask
 
     def _keys(self, mask: Tensor, draws: bool) -> Tensor:

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_integer, check_number
+from ..checks import check_flag, check_integer, check_number
 from ..wiring import Wiring
 from .base import Connectivity, register_connectivity
 
@@ -46,6 +46,10 @@ class RouterConnectivity(Connectivity):
         temperature: Width of the soft threshold of training, > 0.
         gate: ``'soft'``, as above: nothing else in the paper moves its "learnable" tau. Or
             ``'none'``: training has the plain weights of Eq. 3, and tau stays where it is put.
+        activated: Whether g_i is the mean of ReLU(x_i). Section 3.3 has convolution, norm and
+            activation before the router, "determined by the network", and gives the router what
+            the node sends out. By default it sees just that: in no network here does x_i end in
+            an activation, as the ReLU behind a residual sum is at the front of the node that sums.
 
     Raises:
         TypeError: A value is no number.
@@ -65,6 +69,7 @@ class RouterConnectivity(Connectivity):
         tau: float = 0.0,
         temperature: float = 0.05,
         gate: str = 'soft',
+        activated: bool = False,
     ):
         super().__init__(wiring)
         self.channels = check_integer('channels', channels)
@@ -82,9 +87,10 @@ class RouterConnectivity(Connectivity):
         if gate not in GATES:
             raise ValueError(f'unknown gate {gate!r}; known: {", ".join(GATES)}')
         self.gate = gate
+        self.activated = check_flag('activated', activated)
         self.options = {
             'channels': channels, 'router_init': self.router_init, 'tau': self.initial_tau,
-            'temperature': self.temperature, 'gate': gate,
+            'temperature': self.temperature, 'gate': gate, 'activated': activated,
         }  # fmt: skip
         self.weight = nn.Parameter(torch.empty(self.num_edges, channels))
         self.bias = nn.Parameter(torch.empty(self.num_edges))

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ..analysis.cost import count_flops, count_parameters
-from ..analysis.shrink import Search, Step, as_graph
+from ..analysis.prune import recalibrate
+from ..analysis.shrink import BATCH, Search, Step, as_graph
 from ..analysis.tables import read_csv, write_csv
 from ..checkpoint import load, save
 from ..files import locked, write_text
@@ -49,6 +50,8 @@ class Shrinking:
         search: ``'greedy'`` or ``'knapsack'``.
         seed: Of a random ranking.
         options: Of the training afterwards, with distillation from the network; None: none.
+        recalibrate: Whether the statistics of batch norm are estimated anew, on the calibration
+            images, before accuracy is measured.
         control: Whether the network itself is trained on too, as long.
     """
 
@@ -67,6 +70,7 @@ class Shrinking:
     search: str = 'greedy'
     seed: int = 0
     options: TrainingOptions | None = None
+    recalibrate: bool = True
     control: bool = False
     _graph: nn.Module = field(init=False)
 
@@ -104,6 +108,8 @@ class Shrinking:
         networks = []
         for step in steps:
             smaller = search.without(step.removed)
+            if self.recalibrate:
+                recalibrate(smaller, images.split(BATCH))
             name = f'drop_{self.drop:g}' if self.budgets is None else f'{self.unit}_{step.asked:g}'
             self._keep(smaller, self.output / name)
             networks.append({'network': name, **_row(step), **self._measured(smaller, step)})

@@ -50,8 +50,6 @@ class MaskConnectResNet(CrossStageNet):
             (``timm.create_model`` drops None: a registered network has its K then.)
         masks: ``'learned'``, or fixed: ``'prev'`` (the K latest), ``'full'``, ``'random'``.
         mask_seed: Of ``'random'``.
-        centered: See :class:`timm_topo.connectivity.mask.MaskConnectivity`.
-        normalised: Likewise.
         average: Whether a block reads the mean of its K sources, not their sum.
         wiring: What blocks may read: nodes 0 (stem) to the last (last block), as
             :func:`timm_topo.generators.make_wiring` takes it. By default all earlier blocks.
@@ -76,8 +74,6 @@ class MaskConnectResNet(CrossStageNet):
         fan_in: int | None = None,
         masks: str = 'learned',
         mask_seed: int = 0,
-        centered: bool = False,
-        normalised: bool = True,
         average: bool = True,
         wiring: str | dict | Wiring | Sequence | None = None,
         connectivity: Rule = None,
@@ -96,13 +92,9 @@ class MaskConnectResNet(CrossStageNet):
             fan_in=fan_in,
             masks=masks,
             seed=mask_seed,
-            centered=centered,
-            normalised=normalised,
             average=average,
         )
         check_flag('average', average)
-        check_flag('centered', centered)
-        check_flag('normalised', normalised)
         rule = build_connectivity(
             masking_rule(connectivity, masking, 'average'), wiring, **common.placement
         )

@@ -52,8 +52,6 @@ class MaskConnectResNeXt(ClassifierNet):
         fan_in: K; None: all.
         masks: ``'learned'``, or fixed: ``'full'``, ``'random'``.
         mask_seed: Of ``'random'``.
-        centered: See :class:`timm_topo.connectivity.mask.MaskConnectivity`.
-        normalised: Likewise.
         average: Whether shortcuts are averaged over the selected branches, not summed.
         wiring: An explicit graph with edges from one block to the next; by default all of those.
         connectivity: Instead of the options of masks, what
@@ -80,8 +78,6 @@ class MaskConnectResNeXt(ClassifierNet):
         fan_in: int | None = None,
         masks: str = 'learned',
         mask_seed: int = 0,
-        centered: bool = False,
-        normalised: bool = True,
         average: bool = True,
         wiring: dict | Wiring | Sequence | None = None,
         connectivity: Rule = None,
@@ -95,8 +91,6 @@ class MaskConnectResNeXt(ClassifierNet):
         check_sizes(**counts, depths=depths, widths=widths)
         flags = dict(
             average=average,
-            centered=centered,
-            normalised=normalised,
             branch_norm=branch_norm,
             imagenet_stem=imagenet_stem,
         )
@@ -117,8 +111,6 @@ class MaskConnectResNeXt(ClassifierNet):
             fan_in=fan_in,
             masks=masks,
             seed=mask_seed,
-            centered=centered,
-            normalised=normalised,
             full_output=True,
         )
         rule = build_connectivity(

@@ -12,9 +12,7 @@ __all__ = [
 
 Rule = str | dict | type | Sequence | None
 #: Options of masks beside a rule, which has its own: a saved network must not have others.
-BY_RULE = {
-    'fan_in': None, 'masks': 'learned', 'mask_seed': 0, 'centered': False, 'normalised': True,
-}  # fmt: skip
+BY_RULE = {'fan_in': None, 'masks': 'learned', 'mask_seed': 0}
 CIFAR_CFG = imagenet_cfg(
     input_size=(3, 32, 32), pool_size=(8, 8), num_classes=100, crop_pct=1.0,
     mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762),  # CIFAR-100
@@ -57,8 +55,6 @@ def masking_rule(connectivity: Rule, masking: dict, own: str) -> str | dict | ty
         fan_in=None,
         masks='learned',
         seed=0,
-        centered=False,
-        normalised=True,
         average=True,
         full_output=True,
     )

@@ -51,7 +51,7 @@ class InEdgeWeights:
         """
         if not self.rule.needs_context:
             return InEdges(self.rule(node))
-        self.pooled += [_pooled(x_i) for x_i in maps[len(self.pooled) :]]
+        self.pooled += [_pooled(x_i, self.rule.activated) for x_i in maps[len(self.pooled) :]]
         sources = self.wiring.preds(node)
         weights = self.rule(node, torch.stack([self.pooled[i] for i in sources], 1))
         return InEdges(weights) if self.thresholds is None else self._close(node, weights, maps)
@@ -67,9 +67,9 @@ class InEdgeWeights:
         return InEdges(weights, is_open)
 
 
-def _pooled(x: Tensor) -> Tensor:
+def _pooled(x: Tensor, activated: bool) -> Tensor:
     """``(B, C, H, W)`` -> ``(B, C)``."""
-    return x.mean((2, 3))
+    return (x.relu() if activated else x).mean((2, 3))
 
 
 def _closed(

@@ -21,7 +21,7 @@ from ..analysis.history import read_snapshot, snapshot_name
 from ..analysis.process import set_edge_weights
 from ..analysis.prune import freeze_edge_weights, retrainable
 from ..checkpoint import load, read_checkpoint, saved_config
-from ..connectivity import decay_edge_weights, exempt_from_weight_decay
+from ..connectivity import decay_edge_weights, exempt_from_weight_decay, scale_edge_rate
 from ..data import Portion, class_names, load_dataset, summary
 from ..generators import with_seed
 from ..images import image_mode
@@ -181,7 +181,9 @@ def _teacher(name: str, model: nn.Module) -> nn.Module:
 
 
 def build_optimizer(args: TrainingOptions, model: nn.Module) -> torch.optim.Optimizer:
-    """timm's optimizer; edge weights are decayed where ``args`` say so alone."""
+    """timm's optimizer; edge weights are decayed where ``args`` say so alone, and have a rate of
+    their own there.
+    """
     options = {**optimizer_kwargs(cfg=args), **args.opt_kwargs}
     optimizer = create_optimizer_v2(model, **options)
     if args.decay_edges:
@@ -189,6 +191,8 @@ def build_optimizer(args: TrainingOptions, model: nn.Module) -> torch.optim.Opti
         decay_edge_weights(optimizer, model, options['weight_decay'], biases)
     else:
         exempt_from_weight_decay(optimizer, model)
+    if args.edge_lr_scale != 1:
+        scale_edge_rate(optimizer, model, args.edge_lr_scale)
     return optimizer
 
 

@@ -27,6 +27,7 @@ from timm.utils import (
 from torch import nn
 
 from ..analysis.history import snapshot_updates
+from ..analysis.memory import most_memory
 from ..analysis.routing import routing, routing_metrics
 from ..checkpoint import FORMAT, FORMAT_KEY, read_checkpoint, save
 from ..checks import one_line
@@ -161,8 +162,10 @@ def _schedule(run: Run, start_epoch: int) -> int:
         **scheduler_kwargs(run.args, decreasing_metric=False),
         updates_per_epoch=updates,
     )
-    if run.scheduler is None and run.args.layer_decay is not None:
-        raise ValueError('--layer-decay scales what a scheduler sets: --sched constant, not none')
+    scales = {'--layer-decay': run.args.layer_decay, '--edge-lr-scale': run.args.edge_lr_scale}
+    scaling = [name for name, scale in scales.items() if scale not in (None, 1)]
+    if run.scheduler is None and scaling:
+        raise ValueError(f'{scaling[0]} scales what a scheduler sets: --sched constant, not none')
     if start_epoch > 0 and run.scheduler is not None:
         if run.args.sched_on_updates:
             run.scheduler.step_update(start_epoch * updates)
@@ -194,6 +197,8 @@ def _epoch(run: Run, epoch: int, epochs: int) -> None:
     for part in (run.loader_train.dataset, run.loader_train.sampler):
         if hasattr(part, 'set_epoch'):  # another order in every epoch
             part.set_epoch(epoch)
+    if epoch >= round(args.learn_edges * epochs):
+        _fix_edges(run)
     train_metrics = _train_epoch(run, epoch, epochs)
     rates = [group['lr'] for group in run.optimizer.param_groups]
     lr = sum(rates) / len(rates)
@@ -232,6 +237,20 @@ def _epoch(run: Run, epoch: int, epochs: int) -> None:
             f'sparsity {train_metrics["sparsity"]:.2f}, {shown} '
             f'({train_metrics["seconds"]:.0f} s)'
         )
+
+
+def _fix_edges(run: Run) -> None:
+    """Edge weights stay as they are from now on, in the averaged network too."""
+    rules = [stage.connectivity for stage in stages_of(run.model).values()]
+    if not any(p.requires_grad for rule in rules for p in rule.parameters()):
+        return
+    run.log.say('edge weights are fixed from now on')
+    for rule, averaged in zip(rules, stages_of(run.evaluated).values()):
+        averaged.connectivity.load_state_dict(rule.state_dict())
+        rule.requires_grad_(False)
+    if run.args.distributed:  # which waits for the gradients that it was built with
+        run.task.trainable_module = run.task.trainable_module.module
+        run.task.prepare_distributed(device_ids=[run.device])
 
 
 def _tell_unreadable(run: Run, split: str, dataset, what: str) -> None:
@@ -291,7 +310,9 @@ def _train_epoch(run: Run, epoch: int, epochs: int) -> dict:
         means = reduce_tensor(means, args.world_size)
     loss, task_loss, sparsity = means.tolist()
     seconds = time.perf_counter() - start
-    return dict(loss=loss, task_loss=task_loss, sparsity=sparsity, seconds=seconds)
+    found = dict(loss=loss, task_loss=task_loss, sparsity=sparsity, seconds=seconds)
+    memory = most_memory(run.device)
+    return found if memory is None else {**found, 'memory': memory}
 
 
 def _progress(batch: int, loader, sums: torch.Tensor, count: int, start: float) -> str:

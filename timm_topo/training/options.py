@@ -8,7 +8,7 @@ import dataclasses
 import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -16,14 +16,21 @@ from typing import Any, Literal
 
 import jsonargparse
 import yaml
-from jsonargparse.typing import PositiveInt, restricted_number_type
+from jsonargparse.typing import (
+    ClosedUnitInterval,
+    NonNegativeFloat,
+    PositiveInt,
+    restricted_number_type,
+)
 from timm.utils import ParseKwargs
 
 from ..checkpoint import FORMAT, FORMAT_KEY, check_format
 from ..checks import one_line
 from ..schema import check_plain, read_bounded
 
-__all__ = ['TrainingOptions', 'labelled', 'parse_args', 'positive', 'read_options']
+__all__ = [
+    'TrainingOptions', 'check_options', 'labelled', 'parse_args', 'positive', 'read_options',
+]  # fmt: skip
 
 _MOST_BYTES = 2**18  # of a file with options: YAML is slow
 _Interval = restricted_number_type('Interval', float, [('>=', 0.001), ('<', math.inf)])
@@ -135,6 +142,8 @@ class TrainingOptions:
     weight_decay: float = _optimizer(
         1e-4, 'as in timm not of biases and norms: all by --opt-kwargs filter_bias_and_bn=False')
     decay_edges: bool = _optimizer(False, 'edge weights too, of every rule')
+    edge_lr_scale: NonNegativeFloat = _optimizer(
+        1.0, 'rate of edge weights, masks and routers relative to --lr', metavar='SCALE')
     layer_decay: float | None = _optimizer(
         None, 'rate of each layer relative to that of the next one (default: all the same)',
         metavar='RATE')
@@ -150,6 +159,9 @@ class TrainingOptions:
     warmup_lr: float = _schedule(1e-5)
     min_lr: float = _schedule(0.0)
     cooldown_epochs: int = _schedule(0, metavar='N')
+    learn_edges: ClosedUnitInterval = _schedule(
+        1.0, 'share of the epochs in which edge weights learn; then they are fixed, masks to the K '
+        'largest (default: all)', metavar='SHARE')
     decay_milestones: list[int] = _schedule([60, 120, 160], nargs='+', type=int)
     decay_epochs: float = _schedule(90.0)
     decay_rate: float = _schedule(0.1)
@@ -314,7 +326,7 @@ def _number(value: Any) -> Any:
 
 def parse_args(
     argv: Sequence[str] | None = None,
-    defaults: str | Path | None = None,
+    defaults: str | Path | Mapping | None = None,
     prog: str | None = None,
     description: str | None = None,
 ) -> TrainingOptions:
@@ -322,8 +334,8 @@ def parse_args(
 
     Args:
         argv: Arguments; the command line's by default. Errors exit with status 2 and a message.
-        defaults: Another YAML file, whose options override the defaults alone: ``args.yaml`` of a
-            run, for one that differs from it in some.
+        defaults: Options, or another YAML file with some, that override the defaults alone:
+            ``args.yaml`` of a run, for one that differs from it in some.
         prog: Name of the command, for its help; by default that of the program.
         description: Purpose of the command, for its help.
     """
@@ -333,8 +345,8 @@ def parse_args(
     first.add_argument('-c', '--config')
     try:
         config = first.parse_known_args(argv)[0].config
-        for path in filter(None, (defaults, config)):
-            parser.set_defaults(read_options(path))
+        for given in filter(None, (defaults, config)):
+            parser.set_defaults(given if isinstance(given, Mapping) else read_options(given))
     except (OSError, ValueError, argparse.ArgumentError) as error:
         parser.error(str(error))
     args = parser.parse_args(argv).as_dict()
@@ -358,17 +370,31 @@ def read_options(path: str | Path) -> dict:
         raise ValueError(f'{path} holds no options')
     check_plain(options, path)
     check_format(options.pop(FORMAT_KEY, FORMAT), path)
+    return check_options(options, path)
+
+
+def check_options(options: Mapping, source: str | Path) -> dict:
+    """Options by name, each of its type.
+
+    Args:
+        options: As a file has them.
+        source: Where they stand, for errors.
+
+    Raises:
+        ValueError: An option that does not exist, or a value that it does not allow.
+    """
+    options = dict(options)
     for name in ('aug', 'tensorboard'):  # as timm calls them
         if isinstance(options.get(f'no_{name}'), bool):
             options[name] = not options.pop(f'no_{name}')
     known = [field.name for field in dataclasses.fields(TrainingOptions)]
     unknown = sorted(map(str, options.keys() - set(known)))
     if unknown:
-        raise ValueError(f'{path}: unknown option {", ".join(unknown)}')
+        raise ValueError(f'{source}: unknown option {", ".join(unknown)}')
     try:
         return _checked(options)
     except ValueError as error:
-        raise ValueError(f'{path}: {error}') from None
+        raise ValueError(f'{source}: {error}') from None
 
 
 def positive(text: str | float) -> int:

@@ -46,10 +46,10 @@ def restore(
     """Build the network of a checkpoint and load its weights, averaged ones (EMA) first.
 
     Args:
-        path: The folder of a saved network; that of a finished run of ``tools/train.py``; or a
-            ``.pth.tar``, ``.pth`` or ``.safetensors`` file. Checkpoints of our training, and of
-            timm's with ours, tell what network they are of; otherwise the options of timm's in
-            them do, or an ``args.yaml`` beside them.
+        path: The folder of a saved network; that of a finished run, with a saved network in its
+            folder ``model``; or a ``.pth.tar``, ``.pth`` or ``.safetensors`` file. Checkpoints of
+            our training, and of timm's with ours, tell what network they are of; otherwise the
+            options of timm's in them do, or an ``args.yaml`` beside them.
         model: Name of the network, for a file that does not tell.
         model_kwargs: Its options.
 
@@ -67,7 +67,8 @@ def restore(
     if path.is_dir():
         if model is not None:
             raise ValueError(f'{path} is a folder, which names its own network, not {model}')
-        if (path / 'args.yaml').is_file() and not (path / 'config.json').exists():
+        inside = (path / 'args.yaml').is_file() or (path / 'model').is_dir()
+        if inside and not (path / 'config.json').exists():
             if not (path / 'model').is_dir():
                 raise FileNotFoundError(
                     f'{path} is a run that has not finished: name one of its checkpoints, '

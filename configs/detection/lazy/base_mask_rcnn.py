@@ -1,10 +1,7 @@
 """Mask R-CNN with FPN, the 1x schedule of today."""
 
-from d2_topo import TopoRCNN, zoo
+from d2_topo import with_topo_backbone, zoo
 
-from .common import dataloader, lr_multiplier, optimizer, train, with_topo_backbone
+from .common import dataloader, lr_multiplier, optimizer, train
 
-model = with_topo_backbone(
-    zoo('common/models/mask_rcnn_fpn.py', 'model'), ['res2', 'res3', 'res4', 'res5']
-)
-model._target_ = TopoRCNN
+model = with_topo_backbone(zoo('common/models/mask_rcnn_fpn.py', 'model'))

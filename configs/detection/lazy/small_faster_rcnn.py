@@ -2,7 +2,7 @@
 
 The data set, the number of classes and the backbone come from the command line:
 
-    python -m tools.lazyconfig_train_net --config-file configs/detection/lazy/small_faster_rcnn.py \
+    python -m d2_topo.train_net --config-file configs/detection/lazy/small_faster_rcnn.py \
         dataloader.train.dataset.names.annotations=DIR/train.json \
         dataloader.train.dataset.names.images=DIR/images \
         dataloader.test.dataset.names.annotations=DIR/val.json \
@@ -16,7 +16,7 @@ import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
 from fvcore.common.param_scheduler import MultiStepParamScheduler
 
-from d2_topo import topo_optimizer_params, zoo
+from d2_topo import zoo
 from d2_topo.data import register_coco
 
 from .base_faster_rcnn import dataloader, lr_multiplier, model, train
@@ -47,7 +47,6 @@ for _loader in (dataloader.train, dataloader.test):
 dataloader.train.mapper.augmentations.append(L(T.RandomFlip)(horizontal=True))
 
 optimizer = zoo('common/optim.py', 'AdamW')
-optimizer.params._target_ = topo_optimizer_params
 optimizer.update(lr=1e-3, weight_decay=0.05)
 lr_multiplier.scheduler = L(MultiStepParamScheduler)(values=[1.0, 0.1], milestones=[8, 10])
 lr_multiplier.warmup_length = 0.1
