@@ -426,7 +426,11 @@ def test_fixed_weights_are_given_saved_and_not_trained():
 @pytest.mark.parametrize(
     ('spec', 'error', 'message'),
     [
-        ('alhpa', ValueError, "unknown connectivity 'alhpa'; known: alpha, fixed, .*sigmoid.*tanh"),
+        (
+            'alhpa',
+            ValueError,
+            "unknown connectivity 'alhpa'; known: alpha, depth_weighted, fixed, .*sigmoid.*tanh",
+        ),
         (dict(name='x'), ValueError, "unknown connectivity 'x'; known: alpha"),
         (dict(init=1), TypeError, 'a connectivity is a name, a dict with a name or a class, got'),
         (7, TypeError, 'a connectivity is a name, a dict with a name or a class, got 7'),

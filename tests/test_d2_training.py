@@ -197,7 +197,7 @@ def test_a_folder_is_no_config(tool, tmp_path):
 
 def test_masks_need_segmentations(tool, digits, weights, tmp_path):
     run = small(tmp_path, digits, 'MODEL.WEIGHTS', weights, 'MODEL.MASK_ON', True)
-    status, _, err = tool('train_net', *run)
+    status, _, err = tool('train_net', *run, 'SOLVER.MAX_ITER', 2)
     assert status == 1
     assert 'error: the detector has a head for masks, but its training data has none' in err
 
@@ -205,7 +205,8 @@ def test_masks_need_segmentations(tool, digits, weights, tmp_path):
 @pytest.mark.parametrize('classes', [9, 11])
 def test_as_many_categories_as_the_data_has(tool, digits, weights, tmp_path, classes):
     run = small(tmp_path, digits, 'MODEL.WEIGHTS', weights)
-    status, _, err = tool('train_net', *run, 'MODEL.ROI_HEADS.NUM_CLASSES', classes)
+    few = ('MODEL.ROI_HEADS.NUM_CLASSES', classes, 'SOLVER.MAX_ITER', 2)
+    status, _, err = tool('train_net', *run, *few)
     assert status == 1
     told = 'error: the data set eight has 10 categories (thing_classes: 0, 1, 2...), but the'
     assert f'{told} detector has {classes}' in err
