@@ -35,6 +35,7 @@ PARSERS = (HydraException, OmegaConfBaseException, YAMLError)
 
 
 def parse_args() -> argparse.Namespace:
+    """Arguments of the command line."""
     parser = default_argument_parser()
     parser.add_argument(
         '--coco', nargs=3, action='append', default=[], metavar=('NAME', 'JSON', 'IMAGES'),
@@ -132,6 +133,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 def main(args: argparse.Namespace):
+    """One process of a training or evaluation; its results."""
     for data in args.coco:
         register_coco(*data)
     cfg = read(args)
@@ -161,6 +163,7 @@ def save_network(cfg, settings: Settings) -> None:
 
 
 def run() -> None:
+    """Train or evaluate a detector on the processes asked for."""
     args = parse_args()
     check(args)
     launch(

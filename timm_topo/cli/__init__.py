@@ -29,7 +29,7 @@ COMMANDS = {
     'plot': 'draw graphs, weights, training, data sets, likeness of networks',
     'report': 'one HTML page about a network',
     'export': 'ONNX, in eight bits too, or the graph as GraphML',
-    'table': 'a table of a paper, trained: its rows x seeds beside what it prints',
+    'table': 'a table of a paper, trained: rows x seeds beside the printed numbers',
     'models': 'the networks of this package beside the numbers of the papers',
 }
 _EXAMPLES = """

@@ -26,6 +26,7 @@ _OF_STUDY = ('from_saved', 'from_saved_weights', 'fit_parameters', 'snapshot')
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
     parser.add_argument('file', type=Path, metavar='FILE', help='YAML, see configs/tables')
     parser.add_argument('-o', '--output', type=Path, required=True, metavar='FOLDER')
     parser.add_argument(
@@ -52,6 +53,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Options that do not go together, and those of this command alone."""
     if args.seeds and len(set(args.seeds)) < len(args.seeds):
         parser.error('a seed is given twice')
     given = _names(args.training or ())
@@ -62,6 +64,7 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> dict:
+    """Train the table, or print its commands; its rows."""
     from ..experiments.reproduce import Reproduction
     from ..experiments.table import read_table
 
@@ -98,6 +101,7 @@ def run(args: argparse.Namespace) -> dict:
 
 
 def text(result: dict) -> str:
+    """The table, or its commands."""
     if 'commands' in result:
         return '\n'.join([f'# {result["summary"]}', *result['commands']])
     return f'{result["table"]}\nwritten: {result["output"]}'
