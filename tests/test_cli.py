@@ -296,7 +296,7 @@ NEEDED = {
     'plot': ('-o', 'x.svg'), 'prune': ('--fraction', 0.1, '-o', 'x'), 'report': ('-o', 'x.html'),
     'export': ('-o', 'x.onnx'), 'damage': ('-o', 'x', '--dataset', 'idx'), 'retrain': ('-o', 'x',
     '--snapshots'), 'evaluate': ('--dataset', 'idx'), 'sweep': ('--dataset', 'idx'),
-    'routing': ('--dataset', 'idx'),
+    'routing': ('--dataset', 'idx'), 'shrink': ('--time', 0.9, '-o', 'x', '--dataset', 'idx'),
 }  # fmt: skip
 
 
@@ -328,6 +328,7 @@ def test_ctrl_c_is_130_and_says_how_to_go_on(topo, command, monkeypatch, net):
         'damage': '; the same command goes on where it was',
         'report': '; the same command goes on where damage was',
         'retrain': '; the same command goes on where it was',
+        'shrink': '; the same command goes on where it was',
         'sweep': '; with --csv the same command goes on where it was',
         'table': '; the same command goes on where it was',
         'train': '; go on from the last whole epoch with --resume auto',

@@ -76,7 +76,7 @@ def main() -> None:
     measured = measure(networks, (3, 32, 32), validation, BATCH)
     difference = export_onnx(timm_topo.deploy(small), folder / 'shrunk.onnx')
     page = Report('A wiring learned, pruned and exported')
-    add_summary(page, options, measured, difference)
+    pages.add_summary(page, options.epochs, options.seed, measured, BATCH, difference)
     pages.add_networks(page, measured, BATCH, torch.get_num_threads())
     pages.add_wiring(page, model, best.model, best.report)
     figure = pages.before_and_after(model, best.model, best.report)
@@ -132,32 +132,6 @@ def shrunk(model, folder: Path, options: argparse.Namespace):
         options=train_on,
     ).run()  # fmt: skip
     return timm_topo.load(folder / f'time_{BUDGET}' / 'tuned' / 'model').eval()
-
-
-def add_summary(page, options: argparse.Namespace, measured: dict, difference: float) -> None:
-    """What was done, and the four numbers that count."""
-    before, pruned, after, residual = measured.values()
-    page.text(
-        'A small TopoNet (Yuan et al., ECCV 2020) was trained on 1,442 real scans of handwritten '
-        'digits. Every stage starts as a complete graph; each edge has a weight that training '
-        'learns and an L1 penalty that grows with the in-degree makes sparse. The residual '
-        f'wiring of the same nodes had the same {options.epochs} epochs. Accuracy is on 355 scans '
-        f'that were not trained on. One run with seed {options.seed}: differences of a few tenths '
-        'of a point are noise. The folder of this page also holds the training runs, the pruned '
-        "network (timm_topo.load('pruned')), the shrunk one and shrunk.onnx, on which onnxruntime "
-        'agrees with '
-        f'PyTorch to {difference:.1g}.'
-    )
-    others = f'learned {before["score"]:.1f}%, pruned {pruned["score"]:.1f}%'
-    note = f'{others}, residual {residual["score"]:.1f}%'
-    page.facts(
-        [
-            ('top-1, pruned and shrunk', f'{after["score"]:.1f}%', note),
-            ('edges', f'{after["edges"]}', f'of {before["edges"]}'),
-            ('parameters', f'{after["parameters"]:,}', f'of {before["parameters"]:,}'),
-            ('time', f'{after["ratio"]:.2f} x', f'{after["ms"]:.1f} ms for {BATCH} images'),
-        ]
-    )
 
 
 if __name__ == '__main__':

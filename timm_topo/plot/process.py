@@ -148,7 +148,7 @@ def _one(name: str, wiring: Wiring, history: np.ndarray, limit: float) -> tuple[
     fig = Figure(figsize=(_SIDE + 1.2 + width, height + 1.1))
     left, right = fig.subfigures(1, 2, width_ratios=[_SIDE + 1.2, width])
     matrix, graph = left.subplots(), right.subplots()
-    left.colorbar(ScalarMappable(norm, COLOURS), ax=matrix, label='edge weight', compact=0.65)
+    left.colorbar(ScalarMappable(norm, COLOURS), ax=matrix, label='edge weight', shrink=0.65)
     lowest = Panel(name, wiring, history.min(0))  # negative, if the edge ever is
     matrix_key(left, [lowest], norm)
     edge_key(right, [lowest], limit, 'edge weight')
