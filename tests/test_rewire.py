@@ -728,7 +728,7 @@ def test_other_wirings_and_plain_networks_are_not_unwired():
     keep['stages.0.blocks'] = torch.tensor([2 not in edge for edge in edges])
     keep = {name: keep.get(name, keep['stages.0.blocks'] | True) for name in graph_stages(network)}
     smaller, _ = prune(network, keep=keep)
-    x = torch.randn(1, 3, 64, 64)
+    x = torch.randn(1, 3, 64, 64, dtype=torch.float64)
     assert torch.allclose(unwire(smaller.eval())(x), smaller(x), atol=1e-5)  # without the block
     with pytest.raises(TypeError, match='unwire needs a re-wired network, got EfficientNet'):
         unwire(plain('mobilenetv2_050'))
