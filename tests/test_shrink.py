@@ -88,7 +88,7 @@ def test_greedy_takes_the_least_loss_per_cost(plain, calibration, unit):
     count = {'flops': lambda m: count_flops(m, (3, 32, 32)).total, 'parameters': count_parameters}
     count = count[unit]
     graph = as_graph(plain)
-    search = Search(graph, *calibration, unit=unit)
+    search = Search(graph, *calibration, unit=unit, ranking='loss')
     (step,), way = search.meet([0.75])
     removed = [block_of(graph, node) for node in step.removed]
     assert removed
@@ -168,11 +168,12 @@ def test_time_of_nodes_adds_up(weighted, calibration):
     assert sum(nodes.values()) < 1.5
 
 
-def test_what_is_known_is_not_evaluated_again(plain, calibration):
-    known = {}
-    first = Search(as_graph(plain), *calibration, unit='time', repeats=2, known=known).meet([0.9])
+@pytest.mark.parametrize('ranking', ['taylor', 'loss'])
+def test_what_is_known_is_not_evaluated_again(plain, calibration, ranking):
+    known, options = {}, dict(unit='time', repeats=2, ranking=ranking)
+    first = Search(as_graph(plain), *calibration, known=known, **options).meet([0.9])
     text = json.loads(json.dumps(known))
-    again = Search(as_graph(plain), *calibration, unit='time', repeats=2, known=text)
+    again = Search(as_graph(plain), *calibration, known=text, **options)
     again.costs = again.images = None  # nothing is measured
     assert again.meet([0.9]) == first
 

@@ -90,7 +90,7 @@ class Search:
         unit: str = 'time',
         batch_size: int = 1,
         repeats: int = 20,
-        ranking: str = 'loss',
+        ranking: str = 'taylor',
         seed: int = 0,
         known: MutableMapping[str, Any] | None = None,
     ):
@@ -100,7 +100,7 @@ class Search:
         if most is not None and labels.max() >= most:
             raise ValueError(f'labels up to {labels.max().item()}, the network has {most} classes')
         self.model, self.images, self.labels = model, images, labels
-        self.rank, self.seed = RANKINGS.find(ranking), seed
+        self.rank, self.ranking, self.seed = RANKINGS.find(ranking), ranking, seed
         self.known = {} if known is None else known
         self.costs: Costs = make_costs(unit, model, images, batch_size, repeats)
         self.start = Step((), None, 1.0, *self._scores(()))
@@ -171,10 +171,14 @@ class Search:
             next(steps, None)
             return self._scores((*removed, node))[0]
 
-        model = self.without(removed)
-        worth = self.rank(model, nodes, self.images, self.labels, loss_without, self.seed)
-        now = self._scores(removed)[0] if self.rank is RANKINGS['loss'] else 0.0
-        return {node: value - now for node, value in worth.items()}
+        def measure() -> dict[str, float]:
+            model = self.without(removed)
+            worth = self.rank(model, nodes, self.images, self.labels, loss_without, self.seed)
+            return {str(node): value for node, value in worth.items()}
+
+        worth = self._once(f'worth:{self.ranking}:{self.seed}', removed, measure)
+        now = self._scores(removed)[0] if self.ranking == 'loss' else 0.0
+        return {node: worth[str(node)] - now for node in nodes}
 
     def _after(self, before: Step, node: Node, cost: float) -> Step:
         removed = (*before.removed, node)
@@ -357,7 +361,7 @@ def shrink(
     unit: str = 'time',
     batch_size: int = 1,
     repeats: int = 20,
-    ranking: str = 'loss',
+    ranking: str = 'taylor',
     search: str = 'greedy',
     seed: int = 0,
 ) -> tuple[nn.Module, Step]:

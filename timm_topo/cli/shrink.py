@@ -1,8 +1,8 @@
 """Make a network faster: whole blocks go until a budget is met; then it is trained on.
 
 A network with graphs loses nodes; a residual one of timm, by name or saved, loses blocks. What goes
-is chosen by the loss on some training images and by what it costs here: the time of the deployed
-network on this device, or multiply-adds, or parameters. The result is a saved network for
+is chosen by its effect on the loss of some training images and by its cost here: the time of the
+deployed network on this device, or multiply-adds, or parameters. The result is a saved network for
 timm_topo.load and topo export. Finished work is kept: the same command goes on where it was. Behind
 -- come options of topo train, for the training afterwards.
 
@@ -54,9 +54,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument('-o', '--output', type=Path, required=True, metavar='FOLDER')
     parser.add_argument(
-        '--ranking', choices=sorted(RANKINGS), default='loss',
-        help='what a node is worth: the loss without it, the weights of its edges, a first-order '
-        'Taylor term, chance (default: %(default)s)',
+        '--ranking', choices=sorted(RANKINGS), default='taylor',
+        help='what a node is worth: a first-order Taylor term, the loss without it, the weights of '
+        'its edges, chance (default: %(default)s)',
     )  # fmt: skip
     parser.add_argument('--search', choices=SEARCHES, default='greedy', help='default: %(default)s')
     parser.add_argument(

@@ -66,7 +66,7 @@ class Shrinking:
     images: int = 500
     batch_size: int = 1
     repeats: int = 20
-    ranking: str = 'loss'
+    ranking: str = 'taylor'
     search: str = 'greedy'
     seed: int = 0
     options: TrainingOptions | None = None
@@ -198,7 +198,7 @@ class _Known(UserDict):
 
     def __init__(self, path: Path, scores: str, costs: str):
         super().__init__()
-        self.path, self.settings = path, {'scores': scores, 'cost': costs, 'costs': costs}
+        self.path, self.scores, self.settings = path, scores, {'cost': costs, 'costs': costs}
         if path.exists():
             try:
                 self.data = dict(json.loads(path.read_text(encoding='utf-8')))
@@ -216,7 +216,7 @@ class _Known(UserDict):
         write_text(self.path, json.dumps(self.data, indent=0))
 
     def _full(self, key: str) -> str:
-        return f'{self.settings[key.partition(" ")[0]]} {key}'
+        return f'{self.settings.get(key.partition(" ")[0], self.scores)} {key}'
 
 
 def _row(step: Step) -> dict:
