@@ -1,4 +1,4 @@
-# make demo             train, prune, export and show a small network on built-in data (4 minutes)
+# make demo             train, prune, shrink, export and show a small network on built-in data (7 minutes)
 # make demo-detection   transfer one to a detector, where detectron2 is installed (4 minutes)
 # make bench            times and memory beside plain networks (docs/performance.md)
 # make docs             the documentation as a site, output/site/index.html; fails on a broken link
