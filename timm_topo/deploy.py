@@ -147,9 +147,10 @@ def deploy(model: nn.Module, probe: Tensor | None = None) -> nn.Module:
     with torch.no_grad():
         _fold_norms(deployed, probe)
         after = named_outputs(deployed(probe))
+    tolerance = max(1e-4, 8 * torch.finfo(reference.dtype).eps)
     for name, value in before.items():
         scale, off = value.abs().max().item(), (value - after[name]).abs().max().item()
-        if not off <= 1e-4 * max(scale, 1.0) and reference.dtype == torch.float32:
+        if not off <= tolerance * max(scale, 1.0):
             raise RuntimeError(
                 f'{type(model).__name__} deployed is another function: {name} differs by {off:.3g} '
                 f'(up to {scale:.3g})'
