@@ -15,6 +15,7 @@ from timm_topo.connectivity import build_connectivity
 from timm_topo.deploy import DeployedStage, deploy
 from timm_topo.generators import make_wiring
 from timm_topo.stages import GraphStage, Stage, graph_stages
+from timm_topo.wiring import Wiring
 
 SMALL = dict(num_nodes=(5, 6), widths=(8, 8), strides=(2, 2), stem_width=8, stem_kernel=3)
 NETWORKS = {
@@ -81,7 +82,14 @@ class Overwrites(nn.Module):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize('wiring', ['complete', 'sequential', {'name': 'residual', 'interval': 2}])
+@pytest.mark.parametrize(
+    'wiring',
+    [
+        'complete',
+        'sequential',
+        Wiring.from_edges([(0, 1), (1, 2), (1, 3), (2, 3), (3, 4), (3, 5), (4, 5)]),  # 2, 4 share
+    ],
+)
 def test_nodes_may_overwrite_what_they_read(wiring, naive_stage):
     graph = make_wiring(wiring, 6)
     nodes = [Overwrites() if i % 2 else nn.Conv2d(3, 3, 1) for i in range(4)]

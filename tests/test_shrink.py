@@ -18,6 +18,7 @@ from timm_topo.analysis.rankings import RANKINGS
 from timm_topo.analysis.shrink import Search, _knapsack, as_graph
 from timm_topo.analysis.tables import read_numbers
 from timm_topo.stages import graph_stages
+from timm_topo.training.options import read_options
 
 SMALL = dict(num_nodes=(5, 5), widths=(8, 8), strides=(2, 2), stem_width=8, stem_kernel=3)
 
@@ -257,6 +258,15 @@ def test_from_search_to_report(tool, saved, tmp_path):
     assert status == 0, error
     assert text.endswith(again)  # what was trained was told before
     assert (out / 'parameters_0.7' / 'tuned' / 'summary.csv').stat().st_mtime_ns == before
+    for name in ('parameters_0.7', 'control'):
+        options = read_options(out / name / 'tuned' / 'args.yaml')
+        assert options['kd_model_name'] == str(out / 'before')
+    timm_topo.save(
+        timm_topo.load(out / 'parameters_0.9' / 'model'), out / 'parameters_0.7' / 'model'
+    )
+    status, _, error = tool('shrink', *args, *training)
+    assert status == 1
+    assert 'holds another network, which was trained on' in error
 
 
 @pytest.mark.parametrize(

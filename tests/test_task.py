@@ -18,7 +18,8 @@ from timm_topo.analysis.prune import freeze_edge_weights, prune
 from timm_topo.checkpoint import build_described
 from timm_topo.connectivity import exempt_from_weight_decay
 from timm_topo.connectivity.learned import AlphaConnectivity
-from timm_topo.task import TopoTask
+from timm_topo.stages import graph_stages
+from timm_topo.task import TopoDistillationTask, TopoTask
 
 KINDS = {'none': lambda in_degree: 0.0, 'uniform': lambda in_degree: 1.0, 'adaptive': math.log}
 LAMBDA = 0.25
@@ -352,3 +353,26 @@ def test_a_network_without_a_description_is_trained_all_the_same(caplog):
     task = TopoTask(nn.Linear(2, 2), device=torch.device('cpu'), verbose=False)
     assert task.get_checkpoint_state().keys() == {'state_dict'}
     assert 'does not tell of which network it is' in caplog.text
+
+
+def test_distillation_adds_the_teacher_and_the_sparsity_term():
+    """CE + KL of softened logits, as timm's, and lambda times the penalty."""
+    kwargs = dict(num_classes=5, num_nodes=(4, 4), widths=(8, 8), strides=(2, 2), stem_width=8)
+    student = timm.create_model(
+        'test_toponet', sparsity='uniform', sparsity_weight=0.1, **kwargs
+    ).eval()
+    teacher = timm.create_model('test_toponet', **kwargs)
+    task = TopoDistillationTask(student, teacher, temperature=2.0, verbose=False)
+    student.eval()
+    x, target = torch.randn(4, *student.pretrained_cfg['input_size']), torch.tensor([0, 1, 2, 3])
+    result = task(x, target)
+    with torch.no_grad():
+        mine, theirs = (F.log_softmax(net(x) / 2.0, -1) for net in (student, teacher.eval()))
+        distilled = 4.0 * (theirs.exp() * (theirs - mine)).sum(-1).mean()
+        expected = F.cross_entropy(student(x), target) + distilled
+    assert torch.allclose(result['task_loss'], expected, rtol=1e-5)
+    penalty = sum(
+        stage.connectivity.edge_weights().abs().sum() for stage in graph_stages(student).values()
+    )
+    assert torch.allclose(result['sparsity'], penalty.detach())
+    assert torch.allclose(result['loss'], expected + 0.1 * penalty, rtol=1e-5)
